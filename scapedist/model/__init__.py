@@ -1,0 +1,1 @@
+"""A trained cryoDRGN model: loading, its field, its volumes."""

@@ -1,0 +1,303 @@
+"""The decoder's field: its values at any frequencies for any latents, evaluated fast.
+
+What makes it fast, without approximation: the first layer is linear in frequency and latent, so
+its frequency part is computed once for a block of points and its latent part once for a latent;
+the skip connections are folded into the weight matrices; a Fourier decoder's last layer gives
+h(k) = a - b and h(-k) = a + b directly; blocks are sized so that activations stay in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from scapedist.errors import InputError
+from scapedist.model.hartley import Lattice, make_lattice, volumes_from_values
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+CACHE_BYTES = 64 * 2**20
+"""First-layer activations of all points are kept between batches where they need no more."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A trained decoder as arrays: all that is needed to evaluate it anywhere.
+
+    Attributes
+    ----------
+    kind
+        Lattice rule: ``fourier_sphere``, ``fourier_slice``, ``hartley_cube``, ``hypervolume``.
+    encoding
+        ``gaussian`` (frequencies (m, 3)), ``axes`` (frequencies (m,), the same along x, y and z)
+        or ``none``.
+    frequencies : float32
+        Angular frequencies of the positional encoding, its scale included.
+    weights, biases : tuples of float32 arrays (out, in) and (out,)
+        Linear layers in order, skip connections folded in.
+    negative_slope
+        0 for relu, 0.01 for leaky_relu.
+    zdim
+        Dimension of the latents.
+    latent_frequencies : (m,) float32 or None
+        Geometric encoding of the latents (abinit), where the model has one.
+    box_size, extent
+        The model's box (even) and the frequency of its lattice's last point.
+    norm
+        Mean and standard deviation of the training data's Hartley coefficients.
+    mask_radius
+        abinit's output mask.
+    """
+
+    kind: str
+    encoding: str
+    frequencies: np.ndarray
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+    negative_slope: float
+    zdim: int
+    box_size: int
+    extent: float
+    norm: tuple[float, float]
+    latent_frequencies: np.ndarray | None = None
+    mask_radius: float | None = None
+
+    def lattice(self, box_size: int | None = None) -> Lattice:
+        """The evaluation points of a box (default: the model's)."""
+        background = 0.0 if self.kind == "fourier_slice" else self.norm[0]
+        return make_lattice(
+            self.kind,
+            self.box_size,
+            box_size or self.box_size,
+            self.extent,
+            background,
+            self.mask_radius,
+        )
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden layers."""
+        return len(self.biases[0])
+
+    @property
+    def flops_per_point(self) -> int:
+        """Floating-point operations of the layers behind the first, for one point and latent."""
+        return sum(2 * weight.size for weight in self.weights[1:])
+
+    def encode_positions(self, points: torch.Tensor) -> torch.Tensor:
+        """Positional features (n, n_features) of points (n, 3), in the points' dtype."""
+        if self.encoding == "none":
+            return points
+        frequencies = torch.from_numpy(self.frequencies).to(points)
+        if self.encoding == "gaussian":
+            phase = (points[:, None, :] * frequencies).sum(-1)
+            return torch.cat([torch.sin(phase), torch.cos(phase)], -1)
+        phase = points[:, :, None] * frequencies
+        return torch.cat([torch.sin(phase), torch.cos(phase)], -1).flatten(1)
+
+    def encode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latent features of latents (n, zdim), in their dtype."""
+        if self.latent_frequencies is None:
+            return latents
+        phase = latents[:, :, None] * torch.from_numpy(self.latent_frequencies).to(latents)
+        return torch.cat([torch.sin(phase), torch.cos(phase)], -1).flatten(1)
+
+
+@dataclass
+class Field:
+    """A decoder on a device, in a precision.
+
+    Parameters
+    ----------
+    decoder
+        What to evaluate.
+    device
+        A torch device name.
+    dtype
+        ``float32`` (default), ``float64``, or by name one of the faster ones: ``tf32`` (GPU
+        only), ``bfloat16``, ``float16``. Values and volumes are float32 but for ``float64``.
+    """
+
+    decoder: Decoder
+    device: str = "cpu"
+    dtype: str = "float32"
+    _lattices: dict[int, Lattice] = field(default_factory=dict, repr=False)
+    _cached: tuple[np.ndarray, list[torch.Tensor]] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype, self.device)
+        self._compute = DTYPES[self.dtype]
+        self._exact = torch.float64 if self.dtype == "float64" else torch.float32
+        weights = [torch.from_numpy(weight) for weight in self.decoder.weights]
+        biases = [torch.from_numpy(bias) for bias in self.decoder.biases]
+        if len(biases[-1]) == 2:  # real, imaginary -> h(k), h(-k)
+            pair = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
+            weights[-1], biases[-1] = pair @ weights[-1], pair @ biases[-1]
+        n_position_features = weights[0].shape[1] - self._n_latent_features()
+        first = weights[0].to(self.device, self._exact)
+        self._position_weight = first[:, :n_position_features].T.contiguous()
+        self._latent_weight = first[:, n_position_features:].T.contiguous()
+        self._first_bias = biases[0].to(self.device, self._exact)
+        self._layers = [
+            (w.T.contiguous().to(self.device, self._compute), b.to(self.device, self._compute))
+            for w, b in zip(weights[1:], biases[1:], strict=True)
+        ]
+
+    def _n_latent_features(self) -> int:
+        per_latent = 1
+        if self.decoder.latent_frequencies is not None:
+            per_latent = 2 * len(self.decoder.latent_frequencies)
+        return self.decoder.zdim * per_latent
+
+    def lattice(self, box_size: int | None = None) -> Lattice:
+        """The decoder's lattice at a box size, made once."""
+        size = box_size or self.decoder.box_size
+        if size not in self._lattices:
+            self._lattices[size] = self.decoder.lattice(size)
+        return self._lattices[size]
+
+    def decode(self, latents: np.ndarray, box_size: int | None = None) -> torch.Tensor:
+        """Volumes (n, d, d, d), axes z, y, x, of latents (n, zdim), on the field's device.
+
+        Raises
+        ------
+        InputError
+            Where the latents do not have the model's dimension or are not finite.
+        """
+        lattice = self.lattice(box_size)
+        values = self.values(latents, lattice)
+        return volumes_from_values(values, lattice)
+
+    def values(self, latents: np.ndarray, lattice: Lattice) -> torch.Tensor:
+        """Normalised h at a lattice's points, and its background behind: (n, lattice.n_slots)."""
+        n_values = lattice.n_slots - 1
+        values = torch.empty((len(latents), lattice.n_slots), dtype=self._exact, device=self.device)
+        mean, deviation = self.decoder.norm
+        with torch.inference_mode():
+            self._evaluate(check_latents(latents, self.decoder.zdim), lattice.coordinates, values)
+            values[:, :n_values].mul_(deviation).add_(mean)
+            values[:, n_values] = lattice.background
+        return values.clone() if values.is_inference() else values
+
+    def coefficients(self, latents: np.ndarray, frequencies: np.ndarray) -> torch.Tensor:
+        """The raw field at any frequencies.
+
+        Parameters
+        ----------
+        latents : (n, zdim) float
+        frequencies : (m, 3) float
+            x, y, z in the lattice's unit (0.5 is Nyquist), where the decoder is evaluated as it
+            stands: a Fourier decoder is trained on z <= 0.
+
+        Returns
+        -------
+        (n, m, n_outputs) tensor, not normalised: h(k), h(-k) of a Fourier decoder, h(k) of a
+        Hartley decoder.
+        """
+        n_outputs = self._layers[-1][0].shape[1]
+        points = np.ascontiguousarray(frequencies, np.float32)
+        shape = (len(latents), len(points) * n_outputs)
+        values = torch.empty(shape, dtype=self._exact, device=self.device)
+        with torch.inference_mode():
+            self._evaluate(check_latents(latents, self.decoder.zdim), points, values)
+        return values.view(len(latents), len(points), n_outputs)
+
+    def _evaluate(self, latents: np.ndarray, points: np.ndarray, out: torch.Tensor) -> None:
+        """Write the field at points (m, 3) into out[:, : m * n_outputs]."""
+        n_outputs = self._layers[-1][0].shape[1]
+        codes = torch.from_numpy(latents).to(self.device, self._exact)
+        codes = self.decoder.encode_latents(codes) @ self._latent_weight
+        rows = self.block_rows()
+        buffers = [
+            torch.empty((rows, self.decoder.hidden_size), dtype=self._compute, device=self.device)
+            for _ in range(2)
+        ]
+        for start, block in self._first_layer(points, rows):
+            stop = start + len(block)
+            for code, row in zip(codes, out, strict=True):
+                self._layers_behind(block, code, buffers, row[start * n_outputs : stop * n_outputs])
+
+    def _layers_behind(
+        self, block: torch.Tensor, code: torch.Tensor, buffers: list[torch.Tensor], out: torch.Tensor
+    ) -> None:
+        n, (here, there) = len(block), buffers
+        if block.dtype == here.dtype:
+            torch.add(block, code, out=here[:n])
+        else:
+            here[:n] = block + code
+        self._activate(here[:n])
+        for weight, bias in self._layers[:-1]:
+            torch.addmm(bias, here[:n], weight, out=there[:n])
+            self._activate(there[:n])
+            here, there = there, here
+        weight, bias = self._layers[-1]
+        if out.dtype == here.dtype:
+            torch.addmm(bias, here[:n], weight, out=out.view(n, -1))
+        else:
+            out.view(n, -1).copy_(torch.addmm(bias, here[:n], weight))
+
+    def _activate(self, x: torch.Tensor) -> None:
+        if self.decoder.negative_slope:
+            torch.nn.functional.leaky_relu_(x, self.decoder.negative_slope)
+        else:
+            x.relu_()
+
+    def _first_layer(self, points: np.ndarray, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Blocks of the first layer's frequency part, bias included, kept where they are small."""
+        if self._cached is not None and self._cached[0] is points:
+            start = 0
+            for block in self._cached[1]:
+                yield start, block
+                start += len(block)
+            return
+        n_bytes = len(points) * self.decoder.hidden_size * self._first_bias.element_size()
+        keep = n_bytes <= CACHE_BYTES
+        blocks = []
+        for start in range(0, len(points), rows):
+            chunk = torch.from_numpy(points[start : start + rows]).to(self.device, self._exact)
+            features = self.decoder.encode_positions(chunk)
+            block = torch.addmm(self._first_bias, features, self._position_weight)
+            if keep:
+                blocks.append(block)
+            yield start, block
+        if keep:
+            self._cached = (points, blocks)
+
+    def block_rows(self) -> int:
+        """Points in a block: activations of about the size of a core's own cache."""
+        if self.device != "cpu":
+            return 1 << 16
+        return int(np.clip(2**17 // self.decoder.hidden_size, 512, 4096))
+
+
+def check_latents(latents: np.ndarray, zdim: int) -> np.ndarray:
+    """Latents as a finite, contiguous (n, zdim) float array."""
+    latents = np.ascontiguousarray(latents)
+    if latents.ndim != 2 or latents.shape[1] != zdim:
+        raise InputError(
+            f"Latents are rows of the model's latent dimension, {zdim}. These have the shape "
+            f"{latents.shape}. Give an array of shape (n, {zdim})."
+        )
+    if not np.isfinite(latents).all():
+        rows = np.flatnonzero(~np.isfinite(latents).all(1))
+        raise InputError(
+            f"Latents are finite numbers. {len(rows)} rows are not, row {rows[0]} first. "
+            "Remove these rows."
+        )
+    return latents
+
+
+def check_dtype(dtype: str, device: str = "cpu") -> None:
+    """Refuse a precision that is unknown or that the device does not have."""
+    if dtype not in DTYPES:
+        raise InputError(f"A precision is one of {', '.join(DTYPES)}. It is {dtype!r}.")
+    if dtype == "tf32" and device == "cpu":
+        raise InputError("tf32 needs a GPU, and the decoding runs on the CPU. Use float32.")

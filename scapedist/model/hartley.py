@@ -1,0 +1,273 @@
+"""Which lattice points a decoder is evaluated at, and how volumes come out of its values.
+
+cryoDRGN's decoders give a volume's Hartley transform h(k) on a lattice of (D + 1)^3 points whose
+last plane along each axis is dropped before the inverse transform. A Fourier decoder is evaluated
+on one half of the sphere only: with F(k) = a + ib the pair h(k) = a - b, h(-k) = a + b follows
+from one evaluation. Every rule below was read off cryoDRGN 4.3.1's ``eval_volume`` methods and
+is held to them by the tests in ``tests/oracle``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scapedist.errors import InputError
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The evaluation points of a box and the way from values to volumes.
+
+    Attributes
+    ----------
+    box_size
+        Voxels along an edge, d.
+    coordinates : (n_points, 3) float32
+        Frequencies x, y, z, in cryoDRGN's unit: 0.5 is the Nyquist frequency of the full box.
+    n_outputs
+        Values at a point: 2 (h(k), h(-k)) for a Fourier decoder, 1 (h(k)) for a Hartley decoder.
+    direct, mirror : (d, d, d // 2 + 1) int32
+        Where h(k) and h(-k) of each Fourier coefficient lie in the flattened values of a volume
+        (``n_points * n_outputs`` of them); the slot after the last one is the background.
+    background
+        h(k) where the decoder is not evaluated.
+    """
+
+    box_size: int
+    coordinates: np.ndarray
+    n_outputs: int
+    direct: np.ndarray
+    mirror: np.ndarray
+    background: float
+
+    @property
+    def n_points(self) -> int:
+        """Number of points at which the decoder is evaluated."""
+        return len(self.coordinates)
+
+    @property
+    def n_slots(self) -> int:
+        """Number of values of a volume, the background's slot included."""
+        return self.n_points * self.n_outputs + 1
+
+
+def make_lattice(
+    kind: str,
+    model_box_size: int,
+    box_size: int,
+    extent: float,
+    background: float,
+    mask_radius: float | None = None,
+) -> Lattice:
+    """The lattice of a decoder at the full or at a smaller (Fourier-cropped) box.
+
+    Parameters
+    ----------
+    kind
+        ``fourier_sphere``, ``fourier_slice``, ``hartley_cube`` or ``hypervolume``.
+    model_box_size
+        Voxels along an edge that the model was trained with, D (even).
+    box_size
+        Voxels along an edge of the volumes wanted, d <= D (even).
+    extent
+        Frequency of the lattice's last point at the full box (cryoDRGN: 0.5).
+    background
+        Value of h(k) outside of what the decoder covers.
+    mask_radius
+        Radius of the output mask in lattice points (``hypervolume`` only).
+    """
+    check_box_size(box_size, model_box_size)
+    d, middle = box_size, box_size // 2
+    in_plane = np.linspace(-extent * d / model_box_size, extent * d / model_box_size, d + 1)
+    edge = extent * (d / model_box_size)
+    across = np.linspace(-edge, edge, d + 1, dtype=np.float32)
+    plane_xy = np.stack(np.meshgrid(in_plane, in_plane), -1).reshape(-1, 2).astype(np.float32)
+
+    def coordinates(index: int) -> np.ndarray:
+        return np.column_stack([plane_xy, np.full(len(plane_xy), across[index])])
+
+    keep = _keep_rule(kind, coordinates, d, model_box_size, extent, edge, mask_radius)
+    slots = np.full((d, d, d), -1, np.int32)
+    points: list[np.ndarray] = []
+    n_points = 0
+    inside = np.ones((d + 1, d + 1), bool)
+    inside[-1] = inside[:, -1] = False  # the lattice's last row and column are dropped
+    inside = inside.ravel()
+    row, column = np.divmod(np.arange((d + 1) ** 2), d + 1)
+
+    def place(plane: int, chosen: np.ndarray, numbers: np.ndarray) -> None:
+        slots[plane, row[chosen], column[chosen]] = numbers
+
+    if kind in ("hartley_cube", "hypervolume"):
+        for plane in range(d):
+            kept = np.flatnonzero(keep(plane) & inside)
+            place(plane, kept, n_points + np.arange(len(kept)))
+            points.append(coordinates(plane)[kept])
+            n_points += len(kept)
+        n_outputs = 1
+    else:
+        n_outputs = 2
+        for plane in range(middle):
+            own = keep(plane) & inside
+            partner = (keep(d - plane) & inside)[::-1] if plane else np.zeros_like(own)
+            evaluated = np.flatnonzero(own | partner)
+            number = np.full(len(own), -1, np.int64)
+            number[evaluated] = n_points + np.arange(len(evaluated))
+            place(plane, np.flatnonzero(own), 2 * number[own])
+            if plane:
+                mirrored = np.flatnonzero(partner[::-1])
+                place(d - plane, mirrored, 2 * number[::-1][mirrored] + 1)
+            points.append(coordinates(plane)[evaluated])
+            n_points += len(evaluated)
+        points.append(_middle_plane(kind, coordinates(middle), keep(middle), inside, n_points, place))
+        n_points += len(points[-1])
+
+    background_slot = n_points * n_outputs
+    slots[slots < 0] = background_slot
+    shifted = np.fft.ifftshift(slots)
+    opposite = np.roll(shifted[::-1, ::-1, ::-1], 1, axis=(0, 1, 2))
+    half = middle + 1
+    return Lattice(
+        box_size=d,
+        coordinates=np.ascontiguousarray(np.concatenate(points)),
+        n_outputs=n_outputs,
+        direct=np.ascontiguousarray(shifted[:, :, :half]),
+        mirror=np.ascontiguousarray(opposite[:, :, :half]),
+        background=background,
+    )
+
+
+def check_box_size(box_size: int, model_box_size: int) -> None:
+    """Refuse a box that the model cannot give."""
+    if box_size % 2 or box_size < 2 or box_size > model_box_size:
+        raise InputError(
+            f"A box size is even, at least 2 and at most the model's. It is {box_size}, the "
+            f"model's is {model_box_size}. Choose an even number up to {model_box_size}."
+        )
+
+
+def volumes_from_values(values: torch.Tensor, lattice: Lattice) -> torch.Tensor:
+    """Volumes from the decoder's normalised values.
+
+    Parameters
+    ----------
+    values : (n, lattice.n_slots) float32 or float64
+        h at the evaluation points, and the background in the last slot.
+    lattice
+        Of the box wanted.
+
+    Returns
+    -------
+    (n, d, d, d) tensor of the same dtype, axes z, y, x.
+    """
+    d = lattice.box_size
+    direct, mirror, sign = _gather(lattice, values.device, values.dtype)
+    shape = (len(values), d, d, d // 2 + 1)
+    here = values.index_select(1, direct).view(shape)
+    there = values.index_select(1, mirror).view(shape)
+    # F = (h(k) + h(-k)) / 2 + i (h(-k) - h(k)) / 2; the sign moves the origin to voxel d // 2
+    spectrum = torch.complex((here + there).mul_(sign), (there - here).mul_(sign))
+    del here, there
+    return torch.fft.irfftn(spectrum, s=(d, d, d), dim=(1, 2, 3))
+
+
+_GATHERS: dict[tuple[int, torch.device, torch.dtype], tuple[Lattice, tuple[torch.Tensor, ...]]] = {}
+
+
+def _gather(lattice: Lattice, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """The index maps and the sign (halved) on a device, made once for a lattice."""
+    key = (id(lattice), device, dtype)
+    if key not in _GATHERS:
+        parity = np.indices((2, 2, 2)).sum(0) % 2
+        d = lattice.box_size
+        repeats = (d // 2, d // 2, d // 4 + 1)
+        sign = np.tile(0.5 - parity, repeats)[:, :, : d // 2 + 1]
+        tensors = (
+            torch.from_numpy(lattice.direct.ravel()).to(device),
+            torch.from_numpy(lattice.mirror.ravel()).to(device),
+            torch.from_numpy(sign).to(device, dtype),
+        )
+        _GATHERS.clear()
+        _GATHERS[key] = (lattice, tensors)
+    return _GATHERS[key][1]
+
+
+def _keep_rule(
+    kind: str,
+    coordinates: Callable[[int], np.ndarray],
+    d: int,
+    model_box_size: int,
+    extent: float,
+    edge: float,
+    mask_radius: float | None,
+) -> Callable[[int], np.ndarray]:
+    """The function of a plane's index that says which of its (d + 1)^2 points are kept."""
+    if kind == "fourier_sphere":
+        # float32 on purpose: which points at |k| = extent are kept depends on its rounding
+        def sphere(plane: int) -> np.ndarray:
+            squared = torch.from_numpy(coordinates(plane)).pow(2).sum(dim=1)
+            return (squared <= edge**2).numpy()
+
+        return sphere
+    if kind == "fourier_slice":
+        unit = np.linspace(-1, 1, d + 1)
+        in_plane = unit[:, None] ** 2 + unit[None, :] ** 2
+
+        def ball(plane: int) -> np.ndarray:
+            return (np.sqrt(in_plane + unit[plane] ** 2) <= 1).ravel()
+
+        return ball
+    if kind == "hypervolume":
+        if mask_radius is None:
+            raise InputError(
+                "An abinit checkpoint needs its output_mask_radius. This one has none, and "
+                "cryoDRGN cannot evaluate it either. Give a checkpoint of a later epoch."
+            )
+        points_across = model_box_size + 1
+        radius = extent * 2 * mask_radius / points_across
+
+        def discs(plane: int) -> np.ndarray:
+            points = torch.from_numpy(coordinates(plane))
+            height = points[0, 2].item()
+            disc = int(np.sqrt(max(radius**2 - height**2, 0.0)) * points_across)
+            limit = (disc / (points_across // 2) * extent) ** 2
+            kept = (points[:, :2].pow(2).sum(-1) <= limit).numpy()
+            kept[len(kept) // 2] = False  # the whole kz axis is zero, not only the origin
+            return kept
+
+        return discs
+    return lambda plane: np.ones((d + 1) ** 2, bool)
+
+
+def _middle_plane(
+    kind: str,
+    coordinates: np.ndarray,
+    keep: np.ndarray,
+    inside: np.ndarray,
+    first: int,
+    place: Callable[[int, np.ndarray, np.ndarray], None],
+) -> np.ndarray:
+    """Place the plane kz = 0 of a Fourier decoder and return the points to evaluate in it.
+
+    Where the plane is exactly zero a spherical decoder evaluates the first half of the kept
+    points and takes the others as their conjugates. Where rounding left it off zero, and in a
+    slice decoder always, each point is evaluated on its own.
+    """
+    middle = int(np.sqrt(len(coordinates))) // 2
+    height = coordinates[0, 2]
+    kept = np.flatnonzero(keep)
+    if kind == "fourier_sphere" and height == 0.0:
+        n_evaluated = (len(kept) + 1) // 2
+        numbers = np.empty(len(kept), np.int64)
+        numbers[:n_evaluated] = 2 * np.arange(n_evaluated)
+        numbers[n_evaluated:] = numbers[len(kept) - 1 - np.arange(n_evaluated, len(kept))] + 1
+        wanted = inside[kept]
+        place(middle, kept[wanted], 2 * first + numbers[wanted])
+        return coordinates[kept[:n_evaluated]]
+    kept = kept[inside[kept]]
+    place(middle, kept, 2 * (first + np.arange(len(kept))) + int(height > 0))
+    return -coordinates[kept] if height > 0 else coordinates[kept]
