@@ -275,7 +275,7 @@ class Field:
         """Points in a block: activations of about the size of a core's own cache."""
         if self.device != "cpu":
             return 1 << 16
-        return int(np.clip(2**17 // self.decoder.hidden_size, 512, 4096))
+        return max(512, 2**16 // self.decoder.hidden_size)
 
 
 def check_latents(latents: np.ndarray, zdim: int) -> np.ndarray:
