@@ -100,7 +100,7 @@ def open_model(workdir: str | Path, epoch: int) -> Model:
     workdir = Path(workdir)
     files = _find_files(workdir, epoch)
     config = read_config(files["config"])
-    checkpoint = _load_checkpoint(files["weights"])
+    checkpoint = load_checkpoint(files["weights"])
     decoder, architecture = _read_decoder(config, checkpoint, files["weights"])
     latents, variance = _read_latents(files["latents"], decoder.zdim, architecture["command"])
     notes: list[str] = []
@@ -149,8 +149,8 @@ def _find_files(workdir: Path, epoch: int) -> dict[str, Path]:
     }
     for name, path in files.items():
         if not path.is_file():
-            if name == "latents" and (workdir / "reconstruct.mrc").exists():
-                hint = "A homogeneous reconstruction has no latents."
+            if name == "latents":
+                hint = "Copy it too; where the training was homogeneous, there is no landscape."
             elif epochs:
                 hint = f"There are weights of the epochs {', '.join(map(str, epochs))}."
             else:
@@ -171,11 +171,8 @@ _ConfigLoader.add_constructor(
 def read_config(path: Path) -> dict[str, Any]:
     """A training's configuration, from ``config.yaml`` or an old ``config.pkl``."""
     if path.suffix == ".pkl":
-        from cryodrgn.config import update_config_v1
-
+        # what cryoDRGN adds to these (activation, feat_sigma) is not needed or has a default here
         config = load_pickle(path)
-        if isinstance(config, dict) and "model_args" in config:
-            config = update_config_v1(config)
     else:
         try:
             config = yaml.load(path.read_text(), _ConfigLoader)  # noqa: S506 (a safe loader)
@@ -185,8 +182,8 @@ def read_config(path: Path) -> dict[str, Any]:
                 f"{path} is not YAML that holds plain values ({reason}). "
                 "Give the file as cryoDRGN wrote it."
             ) from None
-    needed = {"lattice_args", "model_args"}
-    if not isinstance(config, dict) or not needed <= set(config):
+    needed = ("lattice_args", "model_args")
+    if not isinstance(config, dict) or not all(isinstance(config.get(k), dict) for k in needed):
         raise InputError(
             f"{path} is not a configuration of a heterogeneous training: it lacks "
             "lattice_args or model_args, or is cut short. Give the file as cryoDRGN wrote it."
@@ -194,7 +191,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A weights file as plain tensors and containers; nothing in it is executed."""
     numpy_types = [
         np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType,
         (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
@@ -250,20 +248,27 @@ def _read_positional(
         prefix = prefix.removesuffix("decoder.")
     layers = _read_layers(state, f"{prefix}main.", path)
     half, even = points_across // 2, 2 * (points_across // 2)
+    n_frequencies = int(arguments.get("pe_dim") or half)
+    n_features = 3 if encoding == "none" else 6 * n_frequencies
+    random_name = prefix.removesuffix("decoder.") + "rand_freqs"
     frequencies = np.zeros(0, np.float32)
-    n_features = 3
     if encoding == "gaussian":
-        scaled = state[prefix.removesuffix("decoder.") + "rand_freqs"].to(torch.float32) * half
-        frequencies, n_features = scaled.numpy(), 2 * len(scaled)
+        frequencies = (state[random_name].to(torch.float64) * half).numpy()
+    elif random_name in state:
+        raise InputError(
+            f"The weights fit the configuration. {path} has the gaussian encoding, the "
+            f"configuration names {encoding}. Give both as one training wrote them."
+        )
     elif encoding != "none":
-        n_frequencies = int(arguments["pe_dim"] or half)
         frequencies = _geometric_frequencies(encoding, n_frequencies, half, even, path)
-        n_features = 6 * len(frequencies)
-    _check_fit(layers, n_features + zdim, zdim, path)
+    names = ("players", "pdim") if command == "train_vae" else ("layers", "dim")
+    n_layers, width = (int(arguments[name]) for name in names)
+    n_outputs = 2 if domain == "fourier" else 1
+    _check_fit(layers, n_features + zdim, n_layers, width, n_outputs, path)
     kind = {"fourier": "fourier_sphere", "hartley": "hartley_cube"}[domain]
     if encoding == "none" and domain == "fourier":
         kind = "fourier_slice"
-    norm = [float(x) for x in config["dataset_args"]["norm"]]
+    norm = [float(x) for x in (config.get("dataset_args") or {})["norm"]]
     decoder = Decoder(
         kind=kind,
         encoding=encoding if encoding in ("gaussian", "none") else "axes",
@@ -289,15 +294,25 @@ def _read_hypervolume(
             f"abinit models have a gaussian encoding and the hartley domain. {path} has "
             f"{params['pe_type']} and {params['domain']}, which cryoDRGN cannot evaluate either."
         )
-    points_across, zdim = int(params["resolution"]), int(params["z_dim"])
-    frequencies = (state["rand_freqs"].to(torch.float32) * (points_across // 2)).numpy()
+    points_across, zdim = int(params["resolution"]), int(params["z_dim"] or 0)
+    if zdim == 0:
+        raise InputError(f"{path} is of a homogeneous reconstruction: it has no latents to analyse.")
+    frequencies = (state["rand_freqs"].to(torch.float64) * (points_across // 2)).numpy()
     layers = _read_layers(state, "mlp.main.", path)
     latent_frequencies = None
     n_latent_features = zdim
     if params.get("pe_type_conf") == "geom":
         latent_frequencies = state["geom_freqs_conf"].to(torch.float32).numpy()
         n_latent_features = zdim * 2 * len(latent_frequencies)
-    _check_fit(layers, 2 * len(frequencies) + n_latent_features, zdim, path)
+    n_inputs = 6 * int(params["pe_dim"]) + n_latent_features
+    _check_fit(layers, n_inputs, int(params["n_layers"]), int(params["hidden_dim"]), 1, path)
+    stated = int(config["lattice_args"]["D"]), int(config["model_args"]["zdim"] or 0)
+    if stated != (points_across, zdim):
+        raise InputError(
+            f"The weights fit the configuration. {path} has the box {points_across - 1} and "
+            f"{zdim} latent dimensions, the configuration {stated[0] - 1} and {stated[1]}. "
+            "Give both as one training wrote them."
+        )
     radius = checkpoint.get("output_mask_radius")
     decoder = Decoder(
         kind="hypervolume",
@@ -353,27 +368,36 @@ def _read_layers(
         )
     layers = []
     for number, residual in found:
-        weight = state[f"{prefix}{number}.{residual}weight"].to(torch.float32)
-        bias = state[f"{prefix}{number}.{residual}bias"].to(torch.float32)
+        # float64: adding the skip connection's identity in float32 would round the weights
+        weight = state[f"{prefix}{number}.{residual}weight"].to(torch.float64)
+        bias = state[f"{prefix}{number}.{residual}bias"].to(torch.float64)
         if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
             raise InputError(
                 f"Weights are finite numbers. Layer {number} of {path} has some that are not: "
                 "the training diverged. Choose an earlier epoch."
             )
         if residual:
-            weight = weight + torch.eye(len(weight))
+            weight = weight + torch.eye(len(weight), dtype=weight.dtype)
         layers.append((weight.numpy(), bias.numpy()))
     return layers
 
 
 def _check_fit(
-    layers: list[tuple[np.ndarray, np.ndarray]], n_inputs: int, zdim: int, path: Path
+    layers: list[tuple[np.ndarray, np.ndarray]],
+    n_inputs: int,
+    n_layers: int,
+    width: int,
+    n_outputs: int,
+    path: Path,
 ) -> None:
-    if layers[0][0].shape[1] != n_inputs:
+    """Refuse layers that have other shapes than the configuration says."""
+    found = [weight.shape for weight, _ in layers]
+    stated = [(width, n_inputs), *[(width, width)] * n_layers, (n_outputs, width)]
+    if found != stated:
         raise InputError(
-            f"The weights fit the configuration. {path} takes {layers[0][0].shape[1]} inputs, "
-            f"the configuration (latent dimension {zdim}) gives {n_inputs}. "
-            "Give both as one training wrote them."
+            f"The weights fit the configuration. The layers of {path} have the shapes "
+            f"{', '.join(f'{o}x{i}' for o, i in found)}; the configuration gives "
+            f"{', '.join(f'{o}x{i}' for o, i in stated)}. Give both as one training wrote them."
         )
 
 
@@ -426,10 +450,11 @@ def _read_latents(path: Path, zdim: int, command: str) -> tuple[np.ndarray, np.n
         raise InputError(f"{path}: {error}") from None
     variance = None
     if len(objects) > 1:
-        if objects[1].shape != latents.shape:
+        if objects[1].shape != latents.shape or not np.isfinite(objects[1]).all():
             raise InputError(
-                f"{path} should hold means and log-variances of one shape. Their shapes are "
-                f"{latents.shape} and {objects[1].shape}. Give the file as cryoDRGN wrote it."
+                f"{path} should hold means and log-variances of one shape, finite numbers. The "
+                f"shapes are {latents.shape} and {objects[1].shape}, and {np.isnan(objects[1]).sum()} "
+                "log-variances are not a number. Give the file as cryoDRGN wrote it."
             )
         variance = np.exp(objects[1].astype(np.float32))
     return latents, variance
@@ -453,15 +478,15 @@ def _read_pixel_size(
         notes.append(f"Pixel size unknown: {reason}. Give it with --pixel-size.")
         return None
     table = load_pickle(path)
-    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[1] != 9:
+    if not isinstance(table, np.ndarray) or table.shape[1:] != (9,) or table.dtype.kind != "f":
         raise InputError(
             f"{path} should hold a CTF table of nine columns. It does not. Give the file that the "
             "training used, or move it away and give --pixel-size."
         )
     files["ctf"] = path
     sizes = np.unique(table[:, :2], axis=0)
-    if len(sizes) != 1:
-        notes.append(f"Pixel size unknown: {path} has several. Give it with --pixel-size.")
+    if len(sizes) != 1 or not (sizes > 0).all():
+        notes.append(f"Pixel size unknown: {path} has no single one. Give it with --pixel-size.")
         return None
     return round(float(sizes[0, 1]) * float(sizes[0, 0]) / box_size, 6)
 

@@ -39,9 +39,9 @@ class Decoder:
     encoding
         ``gaussian`` (frequencies (m, 3)), ``axes`` (frequencies (m,), the same along x, y and z)
         or ``none``.
-    frequencies : float32
+    frequencies : float64 (gaussian) or float32 (axes, as cryoDRGN computes them)
         Angular frequencies of the positional encoding, its scale included.
-    weights, biases : tuples of float32 arrays (out, in) and (out,)
+    weights, biases : tuples of float64 arrays (out, in) and (out,)
         Linear layers in order, skip connections folded in.
     negative_slope
         0 for relu, 0.01 for leaky_relu.
@@ -139,7 +139,7 @@ class Field:
         weights = [torch.from_numpy(weight) for weight in self.decoder.weights]
         biases = [torch.from_numpy(bias) for bias in self.decoder.biases]
         if len(biases[-1]) == 2:  # real, imaginary -> h(k), h(-k)
-            pair = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
+            pair = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
             weights[-1], biases[-1] = pair @ weights[-1], pair @ biases[-1]
         n_position_features = weights[0].shape[1] - self._n_latent_features()
         first = weights[0].to(self.device, self._exact)
@@ -214,7 +214,8 @@ class Field:
         """Write the field at points (m, 3) into out[:, : m * n_outputs]."""
         n_outputs = self._layers[-1][0].shape[1]
         codes = torch.from_numpy(latents).to(self.device, self._exact)
-        codes = self.decoder.encode_latents(codes) @ self._latent_weight
+        # one product a latent: a latent's values do not depend on the others of its batch
+        codes = [code @ self._latent_weight for code in self.decoder.encode_latents(codes)]
         rows = self.block_rows()
         buffers = [
             torch.empty((rows, self.decoder.hidden_size), dtype=self._compute, device=self.device)
@@ -281,10 +282,10 @@ class Field:
 def check_latents(latents: np.ndarray, zdim: int) -> np.ndarray:
     """Latents as a finite, contiguous (n, zdim) float array."""
     latents = np.ascontiguousarray(latents)
-    if latents.ndim != 2 or latents.shape[1] != zdim:
+    if latents.ndim != 2 or latents.shape[1] != zdim or latents.dtype.kind not in "fiu":
         raise InputError(
             f"Latents are rows of the model's latent dimension, {zdim}. These have the shape "
-            f"{latents.shape}. Give an array of shape (n, {zdim})."
+            f"{latents.shape} ({latents.dtype}). Give an array of numbers of shape (n, {zdim})."
         )
     if not np.isfinite(latents).all():
         rows = np.flatnonzero(~np.isfinite(latents).all(1))

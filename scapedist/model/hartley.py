@@ -232,8 +232,10 @@ def _keep_rule(
 
         def discs(plane: int) -> np.ndarray:
             points = torch.from_numpy(coordinates(plane))
-            height = points[0, 2].item()
-            disc = int(np.sqrt(max(radius**2 - height**2, 0.0)) * points_across)
+            # in float32, as numpy 2 computes cryoDRGN's expression: the disc is one point
+            # smaller where rounding falls short of a whole number (D = 32, radius 16)
+            height = points[0, 2].numpy()
+            disc = int(np.sqrt(max(np.float32(radius**2) - height**2, 0.0)) * points_across)
             limit = (disc / (points_across // 2) * extent) ** 2
             kept = (points[:, :2].pow(2).sum(-1) <= limit).numpy()
             kept[len(kept) // 2] = False  # the whole kz axis is zero, not only the origin

@@ -13,9 +13,18 @@ from numpy._core.multiarray import _reconstruct, scalar
 
 from scapedist.errors import InputError
 
+
+def _plain_dtype(*arguments: Any) -> np.dtype[Any]:
+    """A dtype of numbers or text. With one of objects, a file's bytes could pose as pointers."""
+    dtype = np.dtype(*arguments)
+    if dtype.kind not in "biufcSU":
+        raise pickle.UnpicklingError(f"it holds an array of {dtype}")
+    return dtype
+
+
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _plain_dtype,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "scalar"): scalar,
@@ -25,6 +34,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ).reshape(shape, order=order),
     ("collections", "OrderedDict"): dict,
     ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
+    ("builtins", "bytes"): bytes,
     ("builtins", "bytearray"): bytearray,
     ("builtins", "set"): set,
 }
@@ -33,8 +43,8 @@ _ALLOWED[("numpy.core.numeric", "_frombuffer")] = _ALLOWED[("numpy._core.numeric
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        try:
-            return _ALLOWED[module, name]
+        try:  # protocols below 3 have Python 2's name of builtins
+            return _ALLOWED[module.replace("__builtin__", "builtins"), name]
         except KeyError:
             raise pickle.UnpicklingError(f"it refers to {module}.{name}") from None
 

@@ -1,0 +1,1 @@
+"""Pure mathematics of the landscape: arrays in, arrays out."""

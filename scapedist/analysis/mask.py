@@ -1,0 +1,142 @@
+"""Masks, and the one function from volumes to masked voxels that fit and projection share."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from scapedist.errors import InputError
+
+PERCENTILE = 99.99
+
+
+def density_percentile(volume: np.ndarray) -> float:
+    """The 99.99th percentile of a volume (d, d, d): its density level without outliers."""
+    return float(np.percentile(volume, PERCENTILE))
+
+
+def threshold_of(percentiles: np.ndarray) -> float:
+    """cryoDRGN's rule: the mean over volumes of half their 99.99th percentile."""
+    return float(np.mean(np.asarray(percentiles, np.float64) / 2.0))
+
+
+def mask_from_claims(
+    claims: np.ndarray,
+    n_volumes: int,
+    pixel_size_angstroms: float,
+    dilate_angstroms: float = 5.0,
+    cosine_edge_angstroms: float = 0.0,
+    min_fraction: float = 0.0,
+) -> np.ndarray:
+    """A mask from the number of volumes that claim each voxel.
+
+    Parameters
+    ----------
+    claims : (d, d, d) int
+        Volumes whose density is at least the threshold there.
+    n_volumes
+        Volumes in all.
+    pixel_size_angstroms
+        Of a voxel.
+    dilate_angstroms
+        The mask grows by this distance, rounded down to whole voxels.
+    cosine_edge_angstroms
+        Width of a soft edge outside of it.
+    min_fraction
+        Fraction of the volumes that must claim a voxel; at 0 one suffices (cryoDRGN's union).
+
+    Returns
+    -------
+    (d, d, d) float32
+        Weights from 0 to 1, axes z, y, x. Without a soft edge this is cryoDRGN's union of dilated
+        masks; with one, the edge falls off around the union (cryoDRGN multiplies the
+        complements of soft masks, so that its edge hardens as volumes are added).
+
+    Raises
+    ------
+    InputError
+        Where no voxel is left.
+    """
+    core = claims >= max(1, int(np.ceil(min_fraction * n_volumes)))
+    if not core.any():
+        raise InputError(
+            f"A mask needs voxels. Not one is claimed by {min_fraction:.3g} of {n_volumes} volumes "
+            f"(the most claimed one by {int(claims.max())}). Lower --min-fraction or --threshold, "
+            "or check the sign of the density (--invert)."
+        )
+    n_voxels = int(dilate_angstroms // pixel_size_angstroms)
+    if n_voxels:
+        core = ndimage.binary_dilation(core, iterations=n_voxels)
+    width = cosine_edge_angstroms / pixel_size_angstroms
+    if not width:
+        return core.astype(np.float32)
+    distance = np.minimum(ndimage.distance_transform_edt(~core), width)
+    return np.cos(np.pi * distance / width / 2).round(6).astype(np.float32)
+
+
+def check_user_mask(mask: np.ndarray, box_size: int, name: str) -> np.ndarray:
+    """A user's mask (d, d, d) as float32 weights in 0..1.
+
+    Raises
+    ------
+    InputError
+        Where the box differs, values are negative, or no voxel is positive.
+    """
+    if mask.shape != (box_size,) * 3:
+        raise InputError(
+            f"A mask has the box of the volumes, {box_size}. {name} has the shape {mask.shape}. "
+            "Resample it, or choose --box-size."
+        )
+    if mask.min() < 0:
+        raise InputError(
+            f"A mask's weights run from 0 to 1. {name} goes down to {mask.min():.3g}. "
+            "Give a mask, not a density map."
+        )
+    if mask.max() <= 0:
+        raise InputError(f"A mask needs voxels above 0. {name} has none. Give another one.")
+    if mask.max() > 1 + 1e-3:
+        raise InputError(
+            f"A mask's weights run from 0 to 1. {name} goes up to {mask.max():.3g}. "
+            "Give a mask, not a density map."
+        )
+    return np.minimum(mask, 1).astype(np.float32)
+
+
+def masked_voxels(
+    volumes: np.ndarray, mask: np.ndarray, clip_negative: bool = False, soft_mask: bool = False
+) -> np.ndarray:
+    """Rows of masked voxels, as the components are fitted to and everything is projected by.
+
+    Parameters
+    ----------
+    volumes : (n, d, d, d) float
+        Axes z, y, x.
+    mask : (d, d, d) float32
+        Weights; voxels above 0 are taken, in z, y, x order.
+    clip_negative
+        Set negative density to zero (cryoDRGN's habit).
+    soft_mask
+        Multiply by the mask's weights (cryoDRGN's habit).
+
+    Returns
+    -------
+    (n, n_voxels) float32
+    """
+    return weigh(volumes[:, mask > 0], mask, clip_negative, soft_mask)
+
+
+def weigh(rows: np.ndarray, mask: np.ndarray, clip_negative: bool, soft_mask: bool) -> np.ndarray:
+    """The same for rows (n, n_voxels) that hold the mask's voxels already."""
+    rows = np.ascontiguousarray(rows, np.float32)
+    if soft_mask:
+        rows = rows * mask[mask > 0]
+    if clip_negative:
+        rows = np.maximum(rows, 0)
+    return rows
+
+
+def to_volume(rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Volumes (n, d, d, d) float32 from rows of masked voxels (n, n_voxels); zero outside."""
+    volumes = np.zeros((len(rows), *mask.shape), np.float32)
+    volumes[:, mask > 0] = rows
+    return volumes

@@ -1,0 +1,205 @@
+"""Sketches: which particles represent the others, and how many each one stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from scapedist import backend
+from scapedist.errors import InputError
+
+PLUSPLUS_LIMIT = 2000
+"""Up to this size k-means starts from k-means++; above it, from particles drawn at random."""
+MAX_ITERATIONS = 10
+METHODS = ("kmeans", "uniform", "geometric")
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Representative particles and the groups that they stand for.
+
+    Attributes
+    ----------
+    particle : (n,) int64
+        Rows of the representatives in the latents, each once.
+    assignment : (n_particles,) int32
+        The representative of every particle, as a position in ``particle``; -1 where excluded.
+    """
+
+    particle: np.ndarray
+    assignment: np.ndarray
+
+    @property
+    def occupancy(self) -> np.ndarray:
+        """Particles that each representative stands for, (n,) int64."""
+        members = self.assignment[self.assignment >= 0]
+        return np.bincount(members, minlength=len(self.particle)).astype(np.int64)
+
+
+def make_sketch(
+    latents: np.ndarray,
+    size: int,
+    method: str = "kmeans",
+    seed: int = 0,
+    excluded: np.ndarray | None = None,
+) -> Sketch:
+    """Choose representatives among the particles' latents.
+
+    Parameters
+    ----------
+    latents : (n_particles, zdim) float
+    size
+        Representatives wanted.
+    method
+        ``kmeans``: the particle nearest to each k-means center, and the groups are k-means';
+        ``uniform``: drawn at random; ``geometric``: evenly over the occupied latent space
+        (geometric sketching, Hie et al. 2019, doi:10.1016/j.cels.2019.05.003). With the last
+        two a particle belongs to its nearest representative.
+    seed
+        Of the random numbers: the same seed gives the same sketch.
+    excluded : (m,) int64
+        Rows that are neither chosen nor counted.
+
+    Returns
+    -------
+    Sketch
+        With memory of order n_particles + size: never a matrix of both.
+
+    Raises
+    ------
+    InputError
+        Where there are fewer (distinct) particles than representatives wanted.
+    """
+    if method not in METHODS:
+        raise InputError(f"A sketch method is one of {', '.join(METHODS)}. It is {method!r}.")
+    rows = np.arange(len(latents))
+    if excluded is not None:
+        rows = np.delete(rows, excluded)
+    points = latents[rows].astype(np.float64)
+    n_distinct = len(points)
+    if size < 2 or size > n_distinct:
+        raise InputError(
+            f"A sketch has from 2 representatives up to the number of particles. It should have "
+            f"{size}, there are {n_distinct} particles. Use --sketch-size {n_distinct} or less."
+        )
+    rng = np.random.default_rng(seed)
+    if method == "kmeans":
+        chosen, groups = _kmeans_sketch(points, size, seed, rng)
+    else:
+        draw = _draw_uniform if method == "uniform" else _draw_geometric
+        chosen = np.sort(draw(points, size, rng))
+        groups = cKDTree(points[chosen]).query(points, workers=-1)[1]
+        groups[chosen] = np.arange(len(chosen))
+    assignment = np.full(len(latents), -1, np.int32)
+    assignment[rows] = groups
+    return Sketch(particle=rows[chosen].astype(np.int64), assignment=assignment)
+
+
+def _kmeans_sketch(
+    points: np.ndarray, size: int, seed: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """k-means groups and the particle of each group that is nearest to its center."""
+    if size <= PLUSPLUS_LIMIT:
+        centers, groups = backend.kmeans(points, size, seed, MAX_ITERATIONS)
+    else:
+        centers, groups = _lloyd_by_tree(points, size, rng)
+    distance = np.square(points - centers[groups]).sum(1)
+    order = np.lexsort((distance, groups))
+    present, first = np.unique(groups[order], return_index=True)
+    if len(present) < size:
+        raise InputError(
+            f"A k-means sketch needs as many distinct latents as groups. {size} groups were "
+            f"asked for, {len(present)} hold particles. Use --sketch-size {len(present)} or less."
+        )
+    return order[first], groups
+
+
+def _lloyd_by_tree(
+    points: np.ndarray, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lloyd's iterations with a k-d tree over the centers: memory n + size, for large sizes."""
+    centers = points[np.sort(rng.choice(len(points), size, replace=False))]
+    groups = np.zeros(len(points), np.int64)
+    for _ in range(MAX_ITERATIONS):
+        new = cKDTree(centers).query(points, workers=-1)[1]
+        if np.array_equal(new, groups):
+            break
+        groups = new
+        counts = np.bincount(groups, minlength=size)
+        sums = np.column_stack([np.bincount(groups, column, size) for column in points.T])
+        filled = counts > 0
+        centers[filled] = sums[filled] / counts[filled, None]
+        empty = np.flatnonzero(~filled)
+        if len(empty):  # an empty group restarts at the particles worst represented
+            distance = np.square(points - centers[groups]).sum(1)
+            centers[empty] = points[np.argsort(-distance, kind="stable")[: len(empty)]]
+    groups = cKDTree(centers).query(points, workers=-1)[1]
+    return centers, groups
+
+
+def _draw_uniform(points: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.choice(len(points), size, replace=False)
+
+
+def _draw_geometric(points: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """One random particle from each of about ``size`` equal boxes that cover the particles."""
+    scaled = points - points.min(0)
+    scaled /= max(scaled.max(), np.finfo(float).tiny)
+    low, high = 0.0, 1.0
+    boxes = np.zeros(len(points), np.int64)
+    for _ in range(60):  # bisect the box's edge until about `size` boxes are occupied
+        edge = (low + high) / 2
+        cells = np.floor(scaled / edge).astype(np.int64)
+        boxes = np.unique(cells, axis=0, return_inverse=True)[1].ravel()
+        n_boxes = boxes.max() + 1
+        if size <= n_boxes <= 1.1 * size:
+            break
+        low, high = (edge, high) if n_boxes > size else (low, edge)
+    shuffled = rng.permutation(len(points))
+    _, first = np.unique(boxes[shuffled], return_index=True)
+    one_of_each = shuffled[first]
+    if len(one_of_each) >= size:
+        return rng.choice(one_of_each, size, replace=False)
+    others = np.setdiff1d(np.arange(len(points)), one_of_each)
+    more = rng.choice(others, size - len(one_of_each), replace=False)
+    return np.concatenate([one_of_each, more])
+
+
+def quality_sample(
+    sketch: Sketch, n_groups: int, n_members: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Further members of a few groups, to compare a group's own volumes with each other.
+
+    Parameters
+    ----------
+    sketch
+        The sketch.
+    n_groups, n_members
+        Groups drawn (weighted by occupancy, among those with other members) and members of each.
+    seed
+        Of the drawing.
+
+    Returns
+    -------
+    group : (q,) int32
+    particle : (q,) int64
+        Rows in the latents; representatives themselves are not among them.
+    """
+    rng = np.random.default_rng([seed, 1])
+    occupancy = sketch.occupancy
+    candidates = np.flatnonzero(occupancy > 1)
+    n_groups = min(n_groups, len(candidates))
+    if n_groups == 0:
+        return np.zeros(0, np.int32), np.zeros(0, np.int64)
+    weights = occupancy[candidates] / occupancy[candidates].sum()
+    groups = np.sort(rng.choice(candidates, n_groups, replace=False, p=weights))
+    chosen_groups, chosen_particles = [], []
+    for group in groups:
+        members = np.flatnonzero(sketch.assignment == group)
+        members = members[members != sketch.particle[group]]
+        picked = np.sort(rng.choice(members, min(n_members, len(members)), replace=False))
+        chosen_particles.append(picked)
+        chosen_groups.append(np.full(len(picked), group, np.int32))
+    return np.concatenate(chosen_groups), np.concatenate(chosen_particles).astype(np.int64)

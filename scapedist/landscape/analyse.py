@@ -1,0 +1,379 @@
+"""The stages that read volumes and write numbers and maps: mask, components, states."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from scapedist import backend
+from scapedist.analysis import gram, linkage
+from scapedist.analysis import mask as masks
+from scapedist.analysis import states as grouping
+from scapedist.errors import InputError, RunError
+from scapedist.landscape.settings import MaskSettings, PcaSettings, StatesSettings
+from scapedist.output.maps import read_map, write_map
+from scapedist.output.selections import write_state_particles
+from scapedist.plan import batches, block_rows
+from scapedist.store import read_rows
+
+if TYPE_CHECKING:
+    from scapedist.landscape.run import Run
+
+READ_BYTES = 64 * 2**20
+"""Volumes are read in blocks of about this size."""
+N_PAIRS = 200
+"""Random pairs of sketch volumes that the distances within groups are compared with."""
+TRAVERSED_COMPONENTS, TRAVERSAL_POINTS = 5, 10
+
+
+# -- mask
+
+
+def mask(run: Run, settings: MaskSettings) -> dict[str, Any]:
+    """Write ``mask``, ``mask_claims``, ``sketch/quality`` and ``maps/mask.mrc``."""
+    store = run.store
+    if "volumes/masked" in store:
+        weights = _check_masked_store(run, settings)
+    else:
+        percentiles = store.read("volumes/percentile")
+        weights = make_mask(run, store.array("volumes/0"), percentiles, settings)
+    write_map(run.directory / "maps" / "mask.mrc", weights, store.source["pixel_size_angstroms"])
+    _measure_quality(run, weights)
+    return {
+        "voxels": int((weights > 0).sum()),
+        "fraction": float((weights > 0).mean()),
+        "threshold": store.array("mask").attrs.get("threshold"),
+    }
+
+
+def make_mask(
+    run: Run, volumes: zarr.Array, percentiles: np.ndarray, settings: MaskSettings
+) -> np.ndarray:
+    """Make the mask of volumes by the settings, write it and return it, (d, d, d) float32."""
+    store = run.store
+    box_size = int(volumes.shape[-1])
+    threshold = None
+    if settings.mask is not None:
+        path = Path(settings.mask)
+        weights = masks.check_user_mask(read_map(path)[0], box_size, str(path))
+        store.delete("mask_claims")
+    else:
+        _check_mask_settings(settings)
+        threshold = settings.threshold
+        if threshold is None:
+            threshold = masks.threshold_of(percentiles)
+        claims = np.zeros((box_size,) * 3, np.int32)
+        for block in _blocks(run, volumes, "masking"):
+            claims += (block >= threshold).sum(0, dtype=np.int32)
+        pixel_size = store.source["pixel_size_angstroms"] or 1.0
+        weights = masks.mask_from_claims(
+            claims,
+            volumes.shape[0],
+            pixel_size,
+            settings.dilate,
+            settings.cosine_edge,
+            settings.min_fraction,
+        )
+        fractions = (claims / volumes.shape[0]).astype(np.float32)
+        store.write("mask_claims", fractions, ("z", "y", "x"))
+    store.write("mask", weights, ("z", "y", "x"))
+    store.array("mask").attrs["threshold"] = threshold
+    return weights
+
+
+def _check_mask_settings(settings: MaskSettings) -> None:
+    if settings.dilate < 0 or settings.cosine_edge < 0 or not 0 <= settings.min_fraction <= 1:
+        raise InputError(
+            "Dilation and edge are at least 0 angstroms, the fraction of volumes is from 0 to 1. "
+            f"They are {settings.dilate}, {settings.cosine_edge} and {settings.min_fraction}."
+        )
+
+
+def _check_masked_store(run: Run, settings: MaskSettings) -> np.ndarray:
+    """The mask that a masked store was made with; no other can be had from it."""
+    made_with = run.store.stages["generate"]["results"]["mask"]
+    asked = MaskSettings(**made_with)
+    if asked != settings:
+        raise RunError(
+            f"The volumes of {run.directory} are stored inside one mask only ({made_with}). "
+            "Another mask needs another generation: give its options to `scapedist run` with "
+            "--overwrite, or store whole volumes with --store volumes."
+        )
+    return run.store.read("mask")
+
+
+def _measure_quality(run: Run, weights: np.ndarray) -> None:
+    """Distances in the mask within sampled groups and between random sketch volumes."""
+    store = run.store
+    group = store.read("sketch/quality/group")
+    if not len(group):
+        store.delete("sketch/quality/distance")
+        store.delete("sketch/quality/between")
+        return
+    rows = _Rows(run, weights)
+    members = rows.of("volumes/quality", np.arange(len(group)))
+    centers = rows.of(rows.main, np.unique(group))
+    within = members - centers[np.searchsorted(np.unique(group), group)]
+    rng = np.random.default_rng(0)
+    n = store.array(rows.main).shape[0]
+    sample = np.sort(rng.choice(n, min(n, 64), replace=False))
+    spread = rows.of(rows.main, sample)
+    left, right = np.triu_indices(len(sample), 1)
+    some = rng.choice(len(left), min(N_PAIRS, len(left)), replace=False)
+    between = spread[left[some]] - spread[right[some]]
+    store.write("sketch/quality/distance", _rms(within), ("sample",))
+    store.write("sketch/quality/between", _rms(between), ("pair",))
+
+
+def _rms(differences: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.square(differences.astype(np.float64)).mean(1))
+
+
+# -- reading volumes
+
+
+def _blocks(run: Run, volumes: zarr.Array, what: str) -> Iterator[np.ndarray]:
+    """Blocks (m, d, d, d) of consecutive volumes."""
+    size = max(1, READ_BYTES // int(np.prod(volumes.shape[1:]) * 4))
+    for start, stop in batches(volumes.shape[0], size):
+        yield read_rows(volumes, slice(start, stop))
+        run.progress(what, stop, volumes.shape[0])
+
+
+class _Rows:
+    """Masked voxels of a run's volumes, whichever way they are stored."""
+
+    def __init__(
+        self, run: Run, weights: np.ndarray, clip_negative: bool = False, soft_mask: bool = False
+    ) -> None:
+        self.run, self.weights = run, weights
+        self.clip_negative, self.soft_mask = clip_negative, soft_mask
+        self.masked = "volumes/masked" in run.store
+        self.main = "volumes/masked" if self.masked else "volumes/0"
+        self.n_voxels = int((weights > 0).sum())
+
+    def of(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Masked voxels (m, n_voxels) float32 of rows (m,) of an array."""
+        array = self.run.store.array(name)
+        result = np.empty((len(rows), self.n_voxels), np.float32)
+        size = max(1, READ_BYTES // int(np.prod(array.shape[1:]) * 4))
+        for start, stop in batches(len(rows), size):
+            part = rows[start:stop]
+            whole = slice(int(part[0]), int(part[-1]) + 1)
+            consecutive = whole.stop - whole.start == len(part)
+            block = read_rows(array, whole if consecutive else part)
+            if not self.masked:
+                block = block[:, self.weights > 0]
+            result[start:stop] = masks.weigh(
+                block, self.weights, self.clip_negative, self.soft_mask
+            )
+        return result
+
+
+# -- components
+
+
+def included_volumes(run: Run, exclude_states: tuple[int, ...]) -> np.ndarray:
+    """Which volumes are analysed, (n,) bool, when states are left out.
+
+    States are those of the last analysis of all volumes, so that the same command means the
+    same at every call.
+    """
+    n = run.store.array("sketch/particle").shape[0]
+    if not exclude_states:
+        return np.ones(n, bool)
+    if "states/base_label" not in run.store:
+        raise RunError(
+            "States can be left out once there are some. This run has none of all its volumes. "
+            "Give `scapedist pca RUN` and `scapedist states RUN` first."
+        )
+    labels = run.store.read("states/base_label")
+    unknown = sorted(set(exclude_states) - set(labels.tolist()))
+    if unknown:
+        raise InputError(
+            f"There is no state {unknown[0]} to leave out: they run from 0 to {labels.max()}."
+        )
+    included = ~np.isin(labels, exclude_states)
+    if included.sum() < 3:
+        raise InputError(
+            f"An analysis needs three volumes. Without the states {exclude_states} "
+            f"{int(included.sum())} are left. Leave out fewer."
+        )
+    return included
+
+
+def pca(
+    run: Run, settings: PcaSettings, included: np.ndarray, memory_limit: int | None
+) -> dict[str, Any]:
+    """Write ``components/`` and ``sketch/coordinates``, and the maps along the components."""
+    store = run.store
+    if settings.components < 1:
+        raise InputError(f"There is at least one component. --components is {settings.components}.")
+    weights = store.read("mask")
+    rows = _Rows(run, weights, settings.clip_negative, settings.soft_mask)
+    members = np.flatnonzero(included)
+    block = block_rows(rows.n_voxels, memory_limit)
+    read = _cached_reader(rows, members, block)
+    product = gram.gram_matrix(read, len(members), block)
+    fitted = gram.fit_components(product, read, block, settings.components)
+    if not len(fitted.variance):
+        raise RunError(
+            "Components need volumes that differ. These are all the same inside the mask. "
+            "Check the latents, or choose another mask."
+        )
+    n, r = len(included), len(fitted.variance)
+    coordinates = np.full((n, r), np.nan)
+    coordinates[members] = fitted.coordinates
+    left_out = np.flatnonzero(~included)
+    for start, stop in batches(len(left_out), block):
+        voxels = rows.of(rows.main, left_out[start:stop]) - fitted.mean
+        coordinates[left_out[start:stop]] = voxels @ fitted.vectors.T
+    store.write("components/mean", fitted.mean, ("voxel",))
+    store.write("components/vectors", fitted.vectors.astype(np.float32), ("component", "voxel"))
+    store.write("components/variance", fitted.variance, ("component",))
+    store.write("components/variance_ratio", fitted.variance_ratio, ("component",))
+    store.write("components/included", included, ("volume",))
+    store.write("sketch/coordinates", coordinates, ("volume", "component"))
+    store.write("gram", product.matrix, ("included_volume", "included_volume_"))
+    _traverse(run, rows, fitted, members)
+    return {
+        "components": r,
+        "volumes": len(members),
+        "variance_explained": round(float(fitted.variance_ratio.sum()), 6),
+        "block_rows": block,
+    }
+
+
+def _cached_reader(rows: _Rows, members: np.ndarray, block: int) -> gram.Reader:
+    """Reads rows of the volumes analysed; the last block is kept, often it is all of them."""
+    last: list[tuple[tuple[int, int], np.ndarray]] = []
+
+    def read(start: int, stop: int) -> np.ndarray:
+        if not last or last[0][0] != (start, stop):
+            last[:] = []
+            last[:] = [((start, stop), rows.of(rows.main, members[start:stop]))]
+        return last[0][1]
+
+    return read
+
+
+def _traverse(
+    run: Run, rows: _Rows, fitted: gram.Components, members: np.ndarray
+) -> None:
+    """Points along the leading components: synthetic maps, and the real volumes nearest to them."""
+    store, pixel_size = run.store, run.store.source["pixel_size_angstroms"]
+    shutil.rmtree(run.directory / "maps" / "components", ignore_errors=True)
+    n_components = min(TRAVERSED_COMPONENTS, len(fitted.variance))
+    positions = np.empty((n_components, TRAVERSAL_POINTS))
+    nearest = np.empty((n_components, TRAVERSAL_POINTS), np.int64)
+    for k in range(n_components):
+        scores = fitted.coordinates[:, k]
+        positions[k] = np.linspace(scores.min(), scores.max(), TRAVERSAL_POINTS)
+        found = members[gram.nearest_along(fitted.coordinates, k, positions[k])]
+        nearest[k] = found
+        synthetic = fitted.mean + positions[k][:, None] * fitted.vectors[k]
+        directory = run.directory / "maps" / "components" / f"component_{k + 1:02d}"
+        for point, volume in enumerate(masks.to_volume(synthetic, rows.weights), 1):
+            write_map(directory / f"along_{point:02d}.mrc", volume, pixel_size)
+            real = volume_of(run, int(found[point - 1]))
+            write_map(directory / f"volume_{point:02d}.mrc", real, pixel_size)
+    dimensions = ("traversed_component", "point")
+    store.write("components/traversal_position", positions, dimensions)
+    store.write("components/traversal_volume", nearest, dimensions)
+
+
+def volume_of(run: Run, row: int) -> np.ndarray:
+    """A sketch volume (d, d, d) float32; zero outside the mask where only that is stored."""
+    if "volumes/0" in run.store:
+        return read_rows(run.store.array("volumes/0"), slice(row, row + 1))[0].astype(np.float32)
+    voxels = read_rows(run.store.array("volumes/masked"), slice(row, row + 1))
+    return masks.to_volume(voxels, run.store.read("mask"))[0]
+
+
+# -- states
+
+
+def states(run: Run, settings: StatesSettings) -> dict[str, Any]:
+    """Write ``states/``, maps and particle lists of each state."""
+    store = run.store
+    included = store.read("components/included")
+    members = np.flatnonzero(included)
+    product = gram.Gram(store.read("gram"), store.read("components/mean"))
+    occupancy = store.read("sketch/occupancy")
+    distances = product.squared_distances
+    if settings.states > len(members):
+        raise InputError(
+            f"There are at most as many states as volumes, {len(members)}. {settings.states} "
+            f"were asked for. Use --states {len(members)} or less."
+        )
+    if settings.linkage == "kmeans":
+        points = gram.isometric_coordinates(product)
+        labels = backend.kmeans(points, settings.states, settings.seed, 300, n_starts=10)[1]
+        store.delete("states/linkage")
+    else:
+        tree = linkage.link(distances, settings.linkage)
+        labels = linkage.cut(tree, settings.states)
+        store.write("states/linkage", tree, ("merge", "column"))
+    labels = grouping.number_by_size(labels, occupancy[members])
+    medoid = members[grouping.medoids(labels, occupancy[members], distances)]
+    every = np.full(len(included), -1, np.int32)
+    every[members] = labels
+    n_states = int(labels.max()) + 1
+    store.write("states/label", every, ("volume",))
+    n_volumes = np.bincount(labels, minlength=n_states)
+    n_particles = np.bincount(labels, occupancy[members], n_states).astype(np.int64)
+    store.write("states/n_volumes", n_volumes, ("state",))
+    store.write("states/n_particles", n_particles, ("state",))
+    store.write("states/medoid", medoid, ("state",))
+    if included.all():
+        store.write("states/base_label", every, ("volume",))
+    _write_state_maps(run, every, occupancy, medoid)
+    assignment = store.read("sketch/assignment")
+    of_particles = np.where(assignment >= 0, every[assignment], -1)
+    write_state_particles(run.directory / "states", of_particles, run.model.stack_indices)
+    return {"states": n_states, "n_particles": n_particles.tolist()}
+
+
+def _write_state_maps(
+    run: Run, labels: np.ndarray, occupancy: np.ndarray, medoid: np.ndarray
+) -> None:
+    """Occupancy-weighted mean and standard deviation of each state, as arrays and as maps."""
+    store, pixel_size = run.store, run.store.source["pixel_size_angstroms"]
+    box_size, n_states = store.source["box_size"], len(medoid)
+    directory = run.directory / "maps" / "states"
+    shutil.rmtree(directory, ignore_errors=True)
+    shape = (n_states, *(box_size,) * 3)
+    arrays = {
+        kind: store.create(
+            f"states/{kind}", shape, "float32", ("state", "z", "y", "x"), (1, *shape[1:]), True
+        )
+        for kind in ("mean", "std")
+    }
+    weights = store.read("mask")
+    for state in range(n_states):
+        rows = np.flatnonzero(labels == state)
+        moments = grouping.weighted_moments(
+            _volume_blocks(run, rows, weights), occupancy[rows].astype(np.float64)
+        )
+        for kind, moment in zip(("mean", "std"), moments, strict=True):
+            arrays[kind][state] = moment
+            write_map(directory / f"state_{state:03d}_{kind}.mrc", moment, pixel_size)
+        write_map(
+            directory / f"state_{state:03d}_medoid.mrc", volume_of(run, medoid[state]), pixel_size
+        )
+        run.progress("states", state + 1, n_states)
+
+
+def _volume_blocks(run: Run, rows: np.ndarray, weights: np.ndarray) -> Iterator[np.ndarray]:
+    """Blocks (m, d, d, d) of the volumes of some rows."""
+    masked = "volumes/masked" in run.store
+    array = run.store.array("volumes/masked" if masked else "volumes/0")
+    size = max(1, READ_BYTES // int(np.prod(weights.shape) * 4))
+    for start, stop in batches(len(rows), size):
+        block = read_rows(array, rows[start:stop])
+        yield masks.to_volume(block, weights) if masked else block

@@ -1,0 +1,143 @@
+"""What a worker does with a batch: decode, count, write whole chunks, say what it saw."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+import zarr
+
+from scapedist.analysis.mask import density_percentile
+from scapedist.errors import ResourceError, RunError
+from scapedist.model.field import Decoder, Field
+from scapedist.model.hartley import volumes_from_values
+
+
+@dataclass(frozen=True)
+class VolumeSource:
+    """All that a worker needs to make any of a run's volumes; sent to each worker once.
+
+    Attributes
+    ----------
+    decoder
+        The model's, or None where the volumes are maps on disk.
+    latents : dict of name -> (n, zdim) float32
+        Latents of the volumes of each array.
+    map_paths
+        Maps on disk, in the sketch's order, instead of a decoder.
+    box_size, dtype, flip, invert
+        As in the settings.
+    threshold
+        Density that claims a voxel, where it is known.
+    mask : (d, d, d) float32 or None
+        Only its voxels are stored, where it is given.
+    group_path
+        The run's Zarr group.
+    """
+
+    decoder: Decoder | None
+    latents: dict[str, np.ndarray]
+    map_paths: tuple[str, ...]
+    box_size: int
+    dtype: str
+    flip: bool
+    invert: bool
+    threshold: float | None
+    mask: np.ndarray | None
+    group_path: str
+    token: str = field(default_factory=lambda: uuid4().hex)
+
+    def volumes(self, array: str, start: int, stop: int) -> Any:
+        """Yield the volumes (d, d, d) float32 of an array's rows, one after the other."""
+        if self.decoder is None:
+            from scapedist.output.maps import read_map
+
+            for path in self.map_paths[start:stop]:
+                yield self._oriented(read_map(Path(path))[0])
+            return
+        field = field_of(self)
+        lattice = field.lattice(self.box_size)
+        values = field.values(self.latents[array][start:stop], lattice)
+        for row in values:
+            volume = volumes_from_values(row[None], lattice)[0]
+            yield self._oriented(volume.to(torch.float32).numpy())
+
+    def _oriented(self, volume: np.ndarray) -> np.ndarray:
+        if self.flip:
+            volume = volume[::-1]
+        return -volume if self.invert else volume
+
+    @cached_property
+    def inside(self) -> np.ndarray:
+        """Flat positions of the mask's voxels."""
+        assert self.mask is not None
+        return np.flatnonzero(self.mask > 0)
+
+
+_FIELDS: dict[str, Field] = {}
+
+
+def field_of(source: VolumeSource) -> Field:
+    """The source's field in this process, made once."""
+    if source.token not in _FIELDS:
+        _FIELDS.clear()
+        assert source.decoder is not None
+        _FIELDS[source.token] = Field(source.decoder, dtype=source.dtype)
+    return _FIELDS[source.token]
+
+
+def generate_batch(source: VolumeSource, task: tuple[str, int, int]) -> dict[str, Any]:
+    """Decode rows start..stop of an array and write their chunks.
+
+    Returns
+    -------
+    dict
+        The journal's entry: the task, the 99.99th percentile of each volume, and for a masked
+        store the claimed voxels outside the mask.
+
+    Raises
+    ------
+    ResourceError
+        Where the disk is full.
+    RunError
+        Where a volume is not finite.
+    """
+    name, start, stop = task
+    array = zarr.open_array(f"{source.group_path}/{name}", mode="r+")
+    percentiles, outside = [], []
+    try:
+        for row, volume in enumerate(source.volumes(name, start, stop), start):
+            percentile = density_percentile(volume)
+            if not np.isfinite(percentile):
+                raise RunError(
+                    f"Volumes are finite. Volume {row} of {name} is not. The model may have "
+                    "diverged, or its precision does not suffice: use --dtype float32."
+                )
+            percentiles.append(percentile)
+            if source.mask is None:
+                array[row] = volume.astype(array.dtype)
+                continue
+            array[row] = volume.ravel()[source.inside].astype(array.dtype)
+            if source.threshold is not None:
+                claimed = volume >= source.threshold
+                outside.append(int(claimed.sum() - claimed.ravel()[source.inside].sum()))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                f"The disk of {source.group_path} is full. Complete batches are kept. Make room, "
+                "then give the same command again: it resumes."
+            ) from None
+        raise
+    return {
+        "array": name,
+        "start": start,
+        "stop": stop,
+        "percentile": percentiles,
+        "outside": outside,
+    }

@@ -1,0 +1,81 @@
+"""Latents to maps on disk, without a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from scapedist.errors import InputError
+from scapedist.landscape.run import Progress
+from scapedist.model.checkpoint import open_model
+from scapedist.model.field import check_latents
+from scapedist.model.safe_pickle import load_pickle
+from scapedist.output.maps import write_map
+
+
+def decode_to_maps(
+    workdir: str | Path,
+    epoch: int,
+    latents: str | Path,
+    output: str | Path,
+    box_size: int | None = None,
+    pixel_size_angstroms: float | None = None,
+    flip: bool = False,
+    invert: bool = False,
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Decode latents to ``vol_001.mrc``, ``vol_002.mrc``, ... in a directory.
+
+    Parameters
+    ----------
+    workdir, epoch
+        Of the training.
+    latents
+        File of rows of latents: text, ``.npy`` or ``.pkl``.
+    output
+        Directory, made where it is missing.
+    box_size, dtype
+        As for :meth:`scapedist.Model.decode`.
+    pixel_size_angstroms
+        Of the model's full box; None for what the CTF file says.
+    flip, invert
+        Mirror along z; change the sign.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The maps, in the order of the latents.
+    """
+    model = open_model(workdir, epoch)
+    rows = check_latents(_read_latents(Path(latents), model.decoder.zdim), model.decoder.zdim)
+    pixel_size = pixel_size_angstroms or model.pixel_size_angstroms
+    paths = []
+    for number, row in enumerate(rows, 1):
+        volume = model.decode(row[None], box_size, dtype)[0]
+        volume = volume[::-1] if flip else volume
+        scaled = pixel_size and pixel_size * model.box_size / len(volume)
+        path = Path(output) / f"vol_{number:03d}.mrc"
+        write_map(path, -volume if invert else volume, scaled)
+        paths.append(path)
+        if progress is not None:
+            progress("decoding", number, len(rows))
+    return paths
+
+
+def _read_latents(path: Path, zdim: int) -> np.ndarray:
+    if path.suffix == ".pkl":
+        rows = load_pickle(path)
+    else:
+        try:
+            rows = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, ndmin=2)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be read as latents ({error}). Give a text file with {zdim} "
+                "numbers a line, or a .npy or .pkl array."
+            ) from None
+    rows = np.asarray(rows)
+    if rows.dtype.kind not in "fiu":
+        raise InputError(f"{path} should hold numbers. Give an array of shape (n, {zdim}).")
+    return np.atleast_2d(rows).astype(np.float32)

@@ -1,0 +1,308 @@
+"""The first two stages: the sketch, and its volumes on many workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scapedist.analysis.mask import threshold_of
+from scapedist.analysis.sketch import make_sketch, quality_sample
+from scapedist.errors import InputError, RunError
+from scapedist.landscape.batches import VolumeSource, generate_batch
+from scapedist.landscape.ensemble import open_ensemble
+from scapedist.landscape.settings import GenerateSettings, MaskSettings, SketchSettings
+from scapedist.model.field import CACHE_BYTES, Decoder, check_dtype
+from scapedist.model.hartley import check_box_size
+from scapedist.output.selections import read_indices
+from scapedist.plan import DecodePlan, batches, check_disk, plan_decode
+from scapedist.store import RunStore
+from scapedist.workers import Workers
+
+if TYPE_CHECKING:
+    from scapedist.landscape.run import Run
+
+DEFAULT_BOX_SIZE = 128
+"""Volumes are decoded at most at this box unless a size is asked for (as cryoDRGN does)."""
+FULL, MASKED, PILOT, QUALITY = "volumes/0", "volumes/masked", "volumes/pilot", "volumes/quality"
+
+
+def sketch(run: Run, settings: SketchSettings) -> dict[str, Any]:
+    """Choose the particles to decode and write ``sketch/``."""
+    latents = run.store.read("latents")
+    excluded = None
+    if settings.exclude_particles:
+        excluded = read_indices(Path(settings.exclude_particles), len(latents))
+    if settings.maps:
+        chosen = open_ensemble(Path(settings.maps), len(latents)).sketch
+        group, particle = np.zeros(0, np.int32), np.zeros(0, np.int64)
+    else:
+        chosen = make_sketch(latents, settings.size, settings.method, settings.seed, excluded)
+        group, particle = quality_sample(
+            chosen, settings.quality_groups, settings.quality_members, settings.seed
+        )
+    store = run.store
+    store.write("sketch/particle", chosen.particle, ("volume",))
+    store.write("sketch/assignment", chosen.assignment, ("particle",))
+    store.write("sketch/occupancy", chosen.occupancy, ("volume",))
+    store.write("sketch/quality/group", group, ("sample",))
+    store.write("sketch/quality/particle", particle, ("sample",))
+    return {
+        "volumes": len(chosen.particle),
+        "excluded_particles": 0 if excluded is None else len(excluded),
+    }
+
+
+def generate(
+    run: Run,
+    settings: GenerateSettings,
+    mask: MaskSettings,
+    workers: Workers,
+    memory_limit: int | None,
+    fingerprint: str,
+) -> dict[str, Any]:
+    """Decode the sketch's volumes and write ``volumes/``, batch by batch, resuming what is there."""
+    from scapedist.landscape import analyse
+
+    check_settings(settings)
+    store = run.store
+    latents = store.read("latents")
+    rows = store.read("sketch/particle")
+    quality_rows = store.read("sketch/quality/particle")
+    source = make_source(run, settings, {FULL: latents[rows], QUALITY: latents[quality_rows]})
+    plan = plan_generation(source.decoder, source.box_size, settings, len(rows), memory_limit)
+    entries = store.journal_read(fingerprint)
+    if entries is None:
+        store.delete("volumes")
+        check_disk(
+            plan.disk_bytes, shutil.disk_usage(store.directory).free, str(store.directory)
+        )
+        _create_arrays(store, settings, source, len(rows), len(quality_rows))
+        store.journal_write(fingerprint, [])
+        entries = []
+    started, n_before = time.perf_counter(), sum(e["stop"] - e["start"] for e in entries)
+    counts = {FULL: len(rows), QUALITY: len(quality_rows)}
+    if settings.store == "masked":
+        pilot = pilot_rows(len(rows), settings.pilot_volumes)
+        source = dataclasses.replace(source, latents={PILOT: latents[rows[pilot]]})
+        entries += _decode(run, source, {PILOT: len(pilot)}, entries, plan, workers)
+        percentiles = _gather(entries, PILOT, "percentile", len(pilot))
+        weights = analyse.make_mask(run, store.array(PILOT), percentiles, mask)
+        threshold = mask.threshold if mask.threshold is not None else threshold_of(percentiles)
+        n_voxels = int((weights > 0).sum())
+        if MASKED not in store or store.array(MASKED).shape[1] != n_voxels:
+            for name, n in ((MASKED, len(rows)), (QUALITY, len(quality_rows))):
+                store.create(
+                    name, (n, n_voxels), settings.store_dtype, ("volume", "voxel"), (1, n_voxels)
+                )
+        named = {MASKED: latents[rows], QUALITY: latents[quality_rows]}
+        source = dataclasses.replace(source, latents=named, mask=weights, threshold=threshold)
+        counts = {MASKED: len(rows), QUALITY: len(quality_rows)}
+    entries += _decode(run, source, counts, entries, plan, workers)
+    main = next(iter(counts))
+    store.write("volumes/percentile", _gather(entries, main, "percentile", len(rows)), ("volume",))
+    seconds = time.perf_counter() - started
+    n_made = sum(e["stop"] - e["start"] for e in entries) - n_before
+    results: dict[str, Any] = {
+        "volumes": len(rows),
+        "workers": workers.n_workers,
+        "batch_size": plan.batch_size,
+        "volumes_per_second": round(n_made / seconds, 2),
+        "box_size": source.box_size,
+    }
+    if settings.store == "masked":
+        outside = _gather(entries, MASKED, "outside", len(rows)).astype(np.int64)
+        store.write("volumes/outside", outside, ("volume",))
+        results["claimed_voxels_outside_mask_max"] = int(outside.max())
+        results["mask"] = dataclasses.asdict(mask)
+    if settings.dtype != "float32" or settings.store_dtype != "float32":
+        results["relative_error_against_float32"] = _precision_error(run, source, main)
+    return results
+
+
+def check_settings(settings: GenerateSettings) -> None:
+    """Refuse settings that no generation can have."""
+    check_dtype(settings.dtype)
+    if settings.store not in ("volumes", "masked"):
+        raise InputError(f"A store is volumes or masked. It is {settings.store!r}.")
+    if settings.store_dtype not in ("float32", "float16"):
+        raise InputError(
+            f"Volumes are stored as float32 or float16. It is {settings.store_dtype!r}."
+        )
+    if settings.pixel_size is not None and not settings.pixel_size > 0:
+        raise InputError(f"A pixel size is above 0 angstroms. It is {settings.pixel_size}.")
+    if settings.batch_size is not None and settings.batch_size < 1:
+        raise InputError(f"A batch has at least one volume. --batch-size is {settings.batch_size}.")
+
+
+def make_source(
+    run: Run, settings: GenerateSettings, latents: dict[str, np.ndarray]
+) -> VolumeSource:
+    """What the workers need, from the run's model or from maps on disk."""
+    maps = (run.store.last_settings("sketch") or {"settings": {}})["settings"].get("maps")
+    source = dict(run.store.source)
+    pixel_size = settings.pixel_size or run.model.pixel_size_angstroms
+    decoder, paths = None, ()
+    if maps:
+        ensemble = open_ensemble(Path(maps), source["n_particles"])
+        if settings.box_size not in (None, ensemble.box_size):
+            raise InputError(
+                f"Maps keep their box, {ensemble.box_size}. --box-size is {settings.box_size}."
+            )
+        box_size, paths = ensemble.box_size, ensemble.paths
+        pixel_size = settings.pixel_size or ensemble.pixel_size_angstroms
+    else:
+        decoder = run.model.decoder
+        box_size = volume_box_size(settings, run.model.box_size)
+        if pixel_size is not None:
+            pixel_size = pixel_size * run.model.box_size / box_size
+    run.store.write_source(source | {"box_size": box_size, "pixel_size_angstroms": pixel_size})
+    return VolumeSource(
+        decoder=decoder,
+        latents=latents,
+        map_paths=paths,
+        box_size=box_size,
+        dtype=settings.dtype,
+        flip=settings.flip,
+        invert=settings.invert,
+        threshold=None,
+        mask=None,
+        group_path=str((run.directory / "landscape.zarr").resolve()),
+    )
+
+
+def plan_generation(
+    decoder: Decoder | None,
+    box_size: int,
+    settings: GenerateSettings,
+    n_volumes: int,
+    memory_limit: int | None,
+) -> DecodePlan:
+    """The plan of a generation, refused where it does not fit the memory limit."""
+    n_slots, n_weights, cached = 0, 0, 0
+    if decoder is not None:
+        lattice = decoder.lattice(box_size)
+        n_slots = lattice.n_slots
+        n_weights = sum(weight.size for weight in decoder.weights)
+        first_layer = lattice.n_points * decoder.hidden_size * 4
+        cached = first_layer if first_layer <= CACHE_BYTES else 0
+    return plan_decode(
+        n_volumes=n_volumes,
+        box_size=box_size,
+        n_slots=n_slots,
+        n_weights=n_weights,
+        cached_bytes=cached,
+        voxel_bytes=2 if settings.store_dtype == "float16" else 4,
+        batch_size=settings.batch_size,
+        memory_limit=memory_limit,
+    )
+
+
+def volume_box_size(settings: GenerateSettings, model_box_size: int) -> int:
+    """The box that volumes are decoded at."""
+    box_size = settings.box_size or min(model_box_size, DEFAULT_BOX_SIZE)
+    check_box_size(box_size, model_box_size)
+    return box_size
+
+
+def pilot_rows(n: int, n_pilot: int) -> np.ndarray:
+    """Volumes spread evenly over a sketch, (m,) int64."""
+    return np.unique(np.linspace(0, n - 1, min(n, n_pilot)).round().astype(np.int64))
+
+
+def _create_arrays(
+    store: RunStore, settings: GenerateSettings, source: VolumeSource, n: int, n_quality: int
+) -> None:
+    """Empty arrays for the volumes, and the image's OME-Zarr metadata."""
+    volume = (source.box_size,) * 3
+    counts = {FULL: n, QUALITY: n_quality}
+    if settings.store == "masked":
+        counts = {PILOT: min(n, settings.pilot_volumes)}
+    for name, count in counts.items():
+        store.create(
+            name, (count, *volume), settings.store_dtype, ("t", "z", "y", "x"), (1, *volume)
+        )
+    pixel_size = store.source["pixel_size_angstroms"]
+    axes: list[dict[str, str]] = [{"name": "t", "type": "time"}]
+    for axis in "zyx":
+        known = {"unit": "angstrom"} if pixel_size else {}
+        axes.append({"name": axis, "type": "space", **known})
+    scale = [1.0, *[float(pixel_size or 1.0)] * 3]
+    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
+    if settings.store == "volumes":
+        image = {"name": "sketch volumes", "axes": axes, "datasets": datasets}
+        store.group["volumes"].attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+
+
+def _decode(
+    run: Run,
+    source: VolumeSource,
+    counts: dict[str, int],
+    entries: list[dict[str, Any]],
+    plan: DecodePlan,
+    workers: Workers,
+) -> list[dict[str, Any]]:
+    """Decode all rows that no entry covers; return and journal the new entries."""
+    tasks = []
+    for name, n in counts.items():
+        done = np.zeros(n, bool)
+        for entry in entries:
+            if entry["array"] == name:
+                done[entry["start"] : entry["stop"]] = True
+        for start, stop in _gaps(done):
+            tasks += [
+                (name, start + a, start + b) for a, b in batches(stop - start, plan.batch_size)
+            ]
+    n_all = sum(counts.values())
+    n_done = n_all - sum(stop - start for _, start, stop in tasks)
+    made: list[dict[str, Any]] = []
+    if not tasks:
+        return made
+    what = "decoding pilot volumes" if PILOT in counts else "decoding volumes"
+    run.progress(what, n_done, n_all)
+    for _, entry in workers.run(generate_batch, source, tasks):
+        run.store.journal_append(entry)
+        made.append(entry)
+        n_done += entry["stop"] - entry["start"]
+        run.progress(what, n_done, n_all)
+    return made
+
+
+def _gaps(done: np.ndarray) -> list[tuple[int, int]]:
+    """(start, stop) of the runs of False."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], done, [True]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _gather(entries: list[dict[str, Any]], name: str, key: str, n: int) -> np.ndarray:
+    """A number of each volume (n,) float64, from the batches' entries."""
+    values = np.full(n, np.nan)
+    for entry in entries:
+        if entry["array"] == name:
+            values[entry["start"] : entry["stop"]] = entry[key]
+    if np.isnan(values).any():
+        raise RunError(
+            f"{int(np.isnan(values).sum())} volumes of {name} are missing after all batches were "
+            "done. Give the same command again; if it stays so, choose another --output."
+        )
+    return values
+
+
+def _precision_error(run: Run, source: VolumeSource, name: str) -> float:
+    """Largest relative L2 error of up to four stored volumes against float32 ones."""
+    rows = pilot_rows(len(source.latents[name]), 4)
+    exact = dataclasses.replace(source, dtype="float32", token="exact")
+    errors = []
+    for row in rows:
+        stored = torch.from_numpy(np.asarray(run.store.array(name)[int(row)], np.float64))
+        volume = next(iter(exact.volumes(name, row, row + 1)))
+        if source.mask is not None:
+            volume = volume.ravel()[source.inside]
+        reference = torch.from_numpy(np.ascontiguousarray(volume, np.float64))
+        errors.append(float((stored - reference).norm() / reference.norm()))
+    return max(errors)

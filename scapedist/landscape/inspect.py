@@ -1,0 +1,289 @@
+"""Looking at a run: what is there, what one will cost, whether the volumes are sound."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scapedist.errors import RunError
+from scapedist.landscape.batches import VolumeSource
+from scapedist.landscape.generate import (
+    FULL,
+    MASKED,
+    QUALITY,
+    make_source,
+    pilot_rows,
+    plan_generation,
+    volume_box_size,
+)
+from scapedist.landscape.run import Run
+from scapedist.landscape.settings import GenerateSettings, SketchSettings, from_record
+from scapedist.model.checkpoint import open_model
+from scapedist.model.field import Field
+from scapedist.model.reference import reference_decoder
+from scapedist.plan import check_disk
+from scapedist.store import STAGES, RunStore, read_rows
+from scapedist.workers import available_cores, one_thread
+
+REFERENCE_TOLERANCE = 1e-5
+"""Relative L2 error within which float32 volumes agree with cryoDRGN's own."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification found.
+
+    Attributes
+    ----------
+    n_volumes
+        Volumes checked for completeness and checksums.
+    damaged
+        Rows of the sketch's volumes that are missing, damaged or not finite.
+    damaged_arrays
+        Other arrays that cannot be read.
+    error_again, error_cryodrgn
+        Largest relative L2 error of a sample of stored volumes against decoding them again, and
+        against cryoDRGN's ``eval_volume`` (None where it cannot evaluate them).
+    """
+
+    n_volumes: int
+    damaged: list[int]
+    damaged_arrays: list[str]
+    error_again: float | None
+    error_cryodrgn: float | None
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.damaged and not self.damaged_arrays
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """What a run holds and what is missing.
+
+    Returns
+    -------
+    dict
+        ``source``, ``stages`` (name -> record, None where it is not complete),
+        ``volumes_done``, ``volumes``, ``next`` (the command that goes on), ``bytes``.
+    """
+    store = RunStore(Path(directory))
+    stages = {name: store.stages.get(name) for name in STAGES}
+    missing = next((name for name, record in stages.items() if record is None), None)
+    n = store.array("sketch/particle").shape[0] if stages["sketch"] else 0
+    done = n if stages["generate"] else 0
+    if not stages["generate"] and store.journal.exists():
+        names = (FULL, MASKED)
+        for line in store.journal.read_text().splitlines()[1:]:
+            if any(f'"{name}"' in line for name in names):
+                done += _length(line)
+    after = None
+    if missing == "sketch":
+        source = store.source
+        after = f"scapedist sketch {source['workdir']} {source['epoch']} --output {directory}"
+    elif missing is not None:
+        after = f"scapedist {missing} {directory}"
+    files = (path for path in Path(directory).rglob("*") if path.is_file())
+    return {
+        "source": store.source,
+        "stages": stages,
+        "volumes_done": done,
+        "volumes": n,
+        "next": after,
+        "bytes": sum(path.stat().st_size for path in files),
+    }
+
+
+def _length(line: str) -> int:
+    import json
+
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        return 0
+    return int(entry["stop"] - entry["start"])
+
+
+def plan(
+    workdir: str | Path,
+    epoch: int,
+    output: str | Path | None = None,
+    n_workers: int | None = None,
+    memory_limit: int | None = None,
+    sketch: SketchSettings | None = None,
+    generate: GenerateSettings | None = None,
+) -> dict[str, Any]:
+    """What a run will take, from a measurement of a second on this machine.
+
+    Returns
+    -------
+    dict
+        ``volumes``, ``box_size``, ``frequencies`` (evaluated for one volume), ``batch_size``,
+        ``workers``, ``seconds_a_volume`` (of one worker), ``seconds``, ``worker_bytes``,
+        ``disk_bytes``, ``disk_free_bytes``.
+
+    Raises
+    ------
+    ResourceError
+        Where a worker's memory or the disk does not suffice.
+    """
+    model = open_model(workdir, epoch)
+    sketch, generate = sketch or SketchSettings(), generate or GenerateSettings()
+    n = sketch.size + sketch.quality_groups * sketch.quality_members
+    box_size = volume_box_size(generate, model.box_size)
+    decoding = plan_generation(model.decoder, box_size, generate, n, memory_limit)
+    place = Path(output or ".")
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if generate.store == "volumes":
+        check_disk(decoding.disk_bytes, free, str(place))
+    workers = n_workers or available_cores()
+    field = Field(model.decoder, dtype=generate.dtype)
+    lattice = field.lattice(box_size)
+    with one_thread():
+        points = np.ascontiguousarray(lattice.coordinates[: 8 * field.block_rows()])
+        field.coefficients(model.latents[:1], points)
+        started = time.perf_counter()
+        repeats = 0
+        while time.perf_counter() - started < 1.0:
+            field.coefficients(model.latents[:1], points)
+            repeats += 1
+        seconds = (time.perf_counter() - started) / repeats * lattice.n_points / len(points)
+    return {
+        "volumes": n,
+        "box_size": box_size,
+        "frequencies": lattice.n_points,
+        "batch_size": decoding.batch_size,
+        "workers": workers,
+        "seconds_a_volume": seconds,
+        "seconds": seconds * n / workers,
+        "worker_bytes": decoding.worker_bytes,
+        "disk_bytes": decoding.disk_bytes,
+        "disk_free_bytes": free,
+    }
+
+
+def verify(run: Run, n_sample: int = 3) -> Verdict:
+    """Check checksums and completeness of all arrays, and decode a sample of volumes again.
+
+    Damaged volumes are taken out of the run's record, so that ``generate`` makes them again.
+
+    Parameters
+    ----------
+    run
+        A run whose volumes are complete.
+    n_sample
+        Volumes decoded again, by scapedist and by cryoDRGN.
+    """
+    store = run.store
+    record = store.stages.get("generate")
+    if record is None:
+        raise RunError(
+            f"A run is verified once its volumes are complete. Those of {run.directory} are not. "
+            f"Give `scapedist generate {run.directory}` first."
+        )
+    name = FULL if FULL in store else MASKED
+    n = store.array("sketch/particle").shape[0]
+    damaged = []
+    for row in range(n):
+        if not _is_sound(store, name, row):
+            damaged.append(row)
+        run.progress("checking volumes", row + 1, n)
+    bad_quality = [
+        row for row in range(store.array(QUALITY).shape[0]) if not _is_sound(store, QUALITY, row)
+    ] if QUALITY in store else []  # fmt: skip
+    others = [key for key in _array_names(store) if key not in (name, QUALITY)]
+    broken = [key for key in others if not _is_readable(store, key)]
+    if bad_quality:
+        broken.append(QUALITY)
+    sound = np.setdiff1d(np.arange(n), damaged)
+    sample = sound[pilot_rows(len(sound), n_sample)] if len(sound) else sound
+    again, reference = _decode_again(run, record, name, sample)
+    if damaged or bad_quality:
+        _withdraw(run, record, name, damaged, bad_quality)
+    return Verdict(n, damaged, broken, again, reference)
+
+
+def _is_sound(store: RunStore, name: str, row: int) -> bool:
+    try:
+        return bool(np.isfinite(read_rows(store.array(name), slice(row, row + 1))).all())
+    except RunError:
+        return False
+
+
+def _is_readable(store: RunStore, name: str) -> bool:
+    try:
+        store.read(name)
+    except RunError:
+        return False
+    return True
+
+
+def _array_names(store: RunStore) -> list[str]:
+    import zarr
+
+    return [name for name, node in store.group.members(max_depth=None) if isinstance(node, zarr.Array)]
+
+
+def _decode_again(
+    run: Run, record: dict[str, Any], name: str, rows: np.ndarray
+) -> tuple[float | None, float | None]:
+    """Largest relative L2 errors of stored volumes against both ways of decoding them."""
+    settings = from_record(GenerateSettings, record)
+    latents = run.store.read("latents")[run.store.read("sketch/particle")]
+    source = make_source(run, settings, {name: latents})
+    if source.decoder is None or not len(rows):
+        return None, None
+    evaluate = None
+    if run.model.architecture["command"] != "abinit" or source.box_size == run.model.box_size:
+        evaluate = reference_decoder(run.model)
+    inside = run.store.read("mask") > 0 if name == MASKED else slice(None)
+    again, reference = [], []
+    with one_thread():
+        for row in rows:
+            stored = run.store.array(name)[int(row)]
+            volume = next(iter(source.volumes(name, row, row + 1)))
+            again.append(_relative_error(stored, volume[inside]))
+            if evaluate is not None:
+                volume = _oriented(evaluate(latents[row], source.box_size), source)
+                reference.append(_relative_error(stored, volume[inside]))
+    return max(again), max(reference, default=None)
+
+
+def _oriented(volume: np.ndarray, source: VolumeSource) -> np.ndarray:
+    volume = volume[::-1] if source.flip else volume
+    return -volume if source.invert else volume
+
+
+def _relative_error(value: Any, reference: np.ndarray) -> float:
+    value = np.asarray(value, np.float64).ravel()
+    exact = np.asarray(reference, np.float64).ravel()
+    return float(np.linalg.norm(value - exact) / np.linalg.norm(exact))
+
+
+def _withdraw(
+    run: Run, record: dict[str, Any], name: str, damaged: list[int], bad_quality: list[int]
+) -> None:
+    """Leave in the journal what is sound, and take back that the volumes are complete."""
+    store = run.store
+    percentiles = store.read("volumes/percentile")
+    outside = store.read("volumes/outside") if "volumes/outside" in store else None
+    entries = []
+    for row in np.setdiff1d(np.arange(len(percentiles)), damaged).tolist():
+        entry = {"array": name, "start": row, "stop": row + 1, "percentile": [percentiles[row]]}
+        entry["outside"] = [] if outside is None else [int(outside[row])]
+        entries.append(entry)
+    n_quality = store.array(QUALITY).shape[0] if QUALITY in store else 0
+    for row in np.setdiff1d(np.arange(n_quality), bad_quality).tolist():
+        entries.append({"array": QUALITY, "start": row, "stop": row + 1})
+    with store.lock():
+        store.journal_write(record["fingerprint"], entries)
+        store.begin_stage("generate", record["settings"])
+
+

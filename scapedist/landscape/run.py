@@ -1,0 +1,314 @@
+"""A run: one output directory, its stages, and which of them are up to date."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scapedist.errors import RunError
+from scapedist.landscape import analyse, generate
+from scapedist.landscape.settings import (
+    GenerateSettings,
+    MaskSettings,
+    PcaSettings,
+    ReportSettings,
+    SketchSettings,
+    StatesSettings,
+    changed,
+    from_record,
+)
+from scapedist.model.checkpoint import Model, open_model, sha256_of
+from scapedist.store import GROUP, STAGES, RunStore
+from scapedist.workers import Serial, Workers
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being made, how many are done, and how many there are."""
+_VERSIONS = ("scapedist", "numpy", "scipy", "torch", "zarr", "scikit-learn", "distributed")
+_EARLY = ("sketch", "generate")
+
+
+class Run:
+    """A run directory and its stages; each is skipped where nothing it depends on changed.
+
+    Parameters
+    ----------
+    directory
+        An existing run; see :meth:`create` for a new one.
+    progress
+        Told how far a stage is.
+
+    Raises
+    ------
+    RunError
+        Where there is no run.
+    """
+
+    def __init__(self, directory: str | Path, progress: Progress | None = None) -> None:
+        self.directory = Path(directory)
+        self.store = RunStore(self.directory, "r+")
+        self.progress: Progress = progress or (lambda what, done, total: None)
+        self._model: Model | None = None
+
+    @classmethod
+    def create(
+        cls,
+        workdir: str | Path,
+        epoch: int,
+        output: str | Path,
+        progress: Progress | None = None,
+        overwrite: bool = False,
+    ) -> Run:
+        """Open the run of a model in an output directory, or make it.
+
+        Raises
+        ------
+        InputError
+            Where the model cannot be loaded.
+        RunError
+            Where the directory holds a run of another model or files of somebody else.
+        """
+        model = open_model(workdir, epoch)
+        output = Path(output)
+        source = {
+            "workdir": str(Path(workdir).resolve()),
+            "epoch": epoch,
+            "n_particles": len(model.latents),
+            "zdim": model.decoder.zdim,
+            "model_box_size": model.box_size,
+            "box_size": model.box_size,
+            "pixel_size_angstroms": model.pixel_size_angstroms,
+            "architecture": model.architecture,
+            "hashes": model.file_hashes(),
+            "notes": model.notes,
+        }
+        if (output / GROUP).exists():
+            if overwrite:
+                _remove(output)
+            else:
+                _check_same(RunStore(output), source, output)
+        elif output.exists() and not output.is_dir():
+            raise RunError(f"An output is a directory. {output} is a file. Choose another --output.")
+        if not (output / GROUP).exists():
+            store = RunStore(output, "w-")
+            store.write("latents", model.latents, ("particle", "latent"))
+            store.write_source(source)
+        run = cls(output, progress)
+        if not run.store.source:  # killed while it was made
+            run.store.write("latents", model.latents, ("particle", "latent"))
+            run.store.write_source(source)
+        run._model = model
+        return run
+
+    @property
+    def model(self) -> Model:
+        """The run's model, checked to be the one that the run was made from."""
+        if self._model is None:
+            source = self.store.source
+            model = open_model(source["workdir"], source["epoch"])
+            hashes = model.file_hashes()
+            for name, digest in source["hashes"].items():
+                if hashes.get(name) != digest:
+                    raise RunError(
+                        f"A run stays with its model. {model.files.get(name, name)} changed since "
+                        f"{self.directory} was made. Restore it, or start again in another "
+                        "--output."
+                    )
+            self._model = model
+        return self._model
+
+    # -- stages
+
+    def sketch(self, **options: Any) -> Run:
+        """Choose the particles to decode; options as in :class:`SketchSettings`."""
+        settings = self._settings("sketch", SketchSettings, options)
+        inputs = {}
+        if settings.exclude_particles:
+            inputs["exclude_particles"] = sha256_of(Path(settings.exclude_particles))
+        self._stage("sketch", settings, inputs, lambda: generate.sketch(self, settings))
+        return self
+
+    def generate(
+        self, workers: Workers | None = None, memory_limit: int | None = None, **options: Any
+    ) -> Run:
+        """Decode the sketch's volumes; options as in :class:`GenerateSettings`.
+
+        Parameters
+        ----------
+        workers
+            Where to decode; default this process.
+        memory_limit
+            Bytes a worker may use.
+
+        With a masked store, options of :class:`MaskSettings` are taken as well.
+        """
+        mask_names = {field.name for field in dataclasses.fields(MaskSettings)}
+        mask_options = {k: v for k, v in options.items() if k in mask_names}
+        options = {k: v for k, v in options.items() if k not in mask_names}
+        settings = self._settings("generate", GenerateSettings, options)
+        mask = self._settings("mask", MaskSettings, mask_options)
+        inputs = dict(self.store.source["hashes"])
+        if settings.store == "masked":
+            inputs["mask"] = json.dumps(dataclasses.asdict(mask)) + _hash_file(mask.mask)
+        fingerprint = self._fingerprint("generate", settings, inputs)
+        self._stage(
+            "generate",
+            settings,
+            inputs,
+            lambda: generate.generate(
+                self, settings, mask, workers or Serial(), memory_limit, fingerprint
+            ),
+        )
+        self.store.journal.unlink(missing_ok=True)
+        return self
+
+    def mask(self, **options: Any) -> Run:
+        """Choose the voxels to analyse; options as in :class:`MaskSettings`."""
+        settings = self._settings("mask", MaskSettings, options)
+        inputs = {"mask": _hash_file(settings.mask)}
+        self._stage("mask", settings, inputs, lambda: analyse.mask(self, settings))
+        return self
+
+    def pca(self, memory_limit: int | None = None, **options: Any) -> Run:
+        """Fit the components; options as in :class:`PcaSettings`.
+
+        ``exclude_states`` holds for this call alone: without it all volumes are taken.
+        """
+        options["exclude_states"] = tuple(options.get("exclude_states") or ())
+        settings = self._settings("pca", PcaSettings, options)
+        included = analyse.included_volumes(self, settings.exclude_states)
+        inputs = {"included": hashlib.sha256(np.packbits(included).tobytes()).hexdigest()}
+        self._stage(
+            "pca", settings, inputs, lambda: analyse.pca(self, settings, included, memory_limit)
+        )
+        return self
+
+    def states(self, **options: Any) -> Run:
+        """Group the volumes into states; options as in :class:`StatesSettings`."""
+        settings = self._settings("states", StatesSettings, options)
+        self._stage("states", settings, {}, lambda: analyse.states(self, settings))
+        return self
+
+    def report(self, **options: Any) -> Path:
+        """Write plots and ``report.html``; options as in :class:`ReportSettings`."""
+        from scapedist.output.report import write_report
+
+        settings = self._settings("report", ReportSettings, options)
+
+        def body() -> dict[str, Any]:
+            write_report(self.store.group, self.directory, umap=settings.umap)
+            return {}
+
+        self._stage("report", settings, {}, body)
+        return self.directory / "report.html"
+
+    # -- bookkeeping
+
+    def _settings(self, stage: str, kind: type[Any], options: dict[str, Any]) -> Any:
+        """The stage's last settings (or the defaults) with the options given."""
+        for name in ("mask", "exclude_particles", "maps"):
+            if options.get(name):
+                options[name] = str(Path(options[name]).resolve())
+        return changed(from_record(kind, self.store.last_settings(stage)), options)
+
+    def _fingerprint(self, stage: str, settings: Any, inputs: dict[str, Any]) -> str:
+        before = STAGES.index(stage) - 1
+        upstream = self.store.source["hashes"]
+        if before >= 0:
+            record = self.store.stages.get(STAGES[before])
+            if record is None:
+                raise RunError(
+                    f"{stage} builds on {STAGES[before]}, which is not complete in "
+                    f"{self.directory}. Give `scapedist {STAGES[before]} "
+                    f"{'WORKDIR EPOCH --output ' if before == 0 else ''}{self.directory}` first."
+                )
+            upstream = record["fingerprint"]
+        text = json.dumps([stage, dataclasses.asdict(settings), inputs, upstream], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _stage(
+        self,
+        stage: str,
+        settings: Any,
+        inputs: dict[str, Any],
+        body: Callable[[], dict[str, Any]],
+    ) -> None:
+        """Do a stage, unless its record says that it is done with these settings and inputs."""
+        with self.store.lock():
+            fingerprint = self._fingerprint(stage, settings, inputs)
+            done = self.store.stages.get(stage)
+            if done is not None and done["fingerprint"] == fingerprint:
+                return
+            if stage in _EARLY:
+                self._check_replaceable(stage, settings, fingerprint)
+            self.progress(stage, 0, 0)
+            started = time.perf_counter()
+            self.store.begin_stage(stage, dataclasses.asdict(settings))
+            results = body()
+            self.store.finish_stage(
+                stage,
+                {
+                    "settings": dataclasses.asdict(settings),
+                    "fingerprint": fingerprint,
+                    "versions": {name: _version(name) for name in _VERSIONS},
+                    "seconds": round(time.perf_counter() - started, 3),
+                    "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "results": results,
+                },
+            )
+
+    def _check_replaceable(self, stage: str, settings: Any, fingerprint: str) -> None:
+        """Volumes are dear: other settings of what they depend on need another directory."""
+        has_volumes = "generate" in self.store.stages or self.store.journal.exists()
+        last = self.store.last_settings(stage)
+        if not has_volumes or last is None:
+            return
+        asked = dataclasses.asdict(settings)
+        different = [name for name, value in last["settings"].items() if asked.get(name) != value]
+        if not different:
+            return
+        raise RunError(
+            f"{self.directory} holds volumes of other settings: "
+            + ", ".join(f"{n} {last['settings'][n]!r}, asked {asked[n]!r}" for n in different)
+            + ". Choose another --output, or --overwrite."
+        )
+
+
+def _check_same(store: RunStore, source: dict[str, Any], output: Path) -> None:
+    """Refuse an output that holds a run of another model."""
+    held = store.source
+    if held and held["hashes"] != source["hashes"]:
+        raise RunError(
+            f"{output} holds another run: epoch {held['epoch']} of {held['workdir']}, or that "
+            "model's files changed. Choose another --output, or --overwrite."
+        )
+
+
+def _remove(output: Path) -> None:
+    """Take away what a run consists of, and nothing else."""
+    import shutil
+
+    RunStore(output)  # an error where it is not a run of ours
+    for name in (GROUP, "maps", "states", "plots"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in ("report.html", "volumes.journal"):
+        (output / name).unlink(missing_ok=True)
+
+
+def _hash_file(path: str | None) -> str:
+    return sha256_of(Path(path)) if path and Path(path).is_file() else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

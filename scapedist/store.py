@@ -1,0 +1,256 @@
+"""A run's Zarr group: arrays by name, volumes chunk by chunk, and what is complete.
+
+Every array carries checksums and dimension names. Volumes are written one chunk at a time by
+whoever decodes them; a journal beside them, written only after the data, says which batches are
+complete, so that nothing half-written is ever trusted. A stage's record is removed before its
+arrays change and written after them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from scapedist.errors import ResourceError, RunError
+
+STAGES = ("sketch", "generate", "mask", "pca", "states", "report")
+GROUP = "landscape.zarr"
+FORMAT = 1
+
+
+class RunStore:
+    """The Zarr group of a run directory.
+
+    Parameters
+    ----------
+    directory
+        The run directory.
+    mode
+        ``r`` to read, ``r+`` to change, ``w-`` to create.
+    """
+
+    def __init__(self, directory: Path, mode: str = "r") -> None:
+        self.directory = Path(directory)
+        path = self.directory / GROUP
+        if mode == "w-":
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.group = zarr.create_group(path, attributes={"scapedist": {"format": FORMAT}})
+            return
+        try:
+            self.group = zarr.open_group(path, mode=cast(Any, mode))
+        except (FileNotFoundError, zarr.errors.GroupNotFoundError):
+            raise RunError(
+                f"{self.directory} is no run: it holds no {GROUP}. Make one with "
+                "`scapedist sketch` or `scapedist run`."
+            ) from None
+        except ValueError as error:
+            raise RunError(
+                f"{path} cannot be read ({error}). Restore it, or start again in another --output."
+            ) from None
+        if self._attributes().get("format") != FORMAT:
+            raise RunError(
+                f"A run has the format {FORMAT}. {path} has {self._attributes().get('format')}. "
+                "Use the scapedist that wrote it, or start again in another --output."
+            )
+
+    # -- records
+
+    def _attributes(self) -> dict[str, Any]:
+        return dict(cast(dict[str, Any], self.group.attrs.get("scapedist", {})))
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the run was made from: work directory, epoch, sizes, hashes."""
+        return dict(self._attributes().get("source", {}))
+
+    def write_source(self, source: dict[str, Any]) -> None:
+        """Record what the run is made from."""
+        self.group.attrs["scapedist"] = self._attributes() | {"source": source}
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """The records of the stages that are complete, in order."""
+        done = self._attributes().get("stages", {})
+        return {name: done[name] for name in STAGES if name in done}
+
+    def begin_stage(self, name: str, settings: dict[str, Any]) -> None:
+        """Withdraw the records of a stage and of all after it; keep the settings now tried."""
+        kept = {s: r for s, r in self.stages.items() if STAGES.index(s) < STAGES.index(name)}
+        attributes = self._attributes()
+        tried = attributes.get("settings", {}) | {name: {"settings": settings}}
+        self.group.attrs["scapedist"] = attributes | {"stages": kept, "settings": tried}
+
+    def last_settings(self, name: str) -> dict[str, Any] | None:
+        """The settings with which a stage was last begun, as ``{"settings": {...}}``."""
+        settings: dict[str, Any] | None = self._attributes().get("settings", {}).get(name)
+        return settings
+
+    def finish_stage(self, name: str, record: dict[str, Any]) -> None:
+        """Record a stage as complete."""
+        done = self.stages | {name: record}
+        self.group.attrs["scapedist"] = self._attributes() | {"stages": done}
+
+    # -- arrays
+
+    def write(self, name: str, data: np.ndarray, dimensions: tuple[str, ...]) -> None:
+        """Write a whole array, in place of one that was there; maps get one chunk each."""
+        data = np.ascontiguousarray(data)
+        chunks = data.shape
+        if data.ndim == 4:
+            chunks = (1, *data.shape[1:])
+        with disk_errors(self.directory):
+            array = self.create(name, data.shape, data.dtype, dimensions, chunks, compress=True)
+            if data.size:
+                array[...] = data
+
+    def create(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype | str,
+        dimensions: tuple[str, ...],
+        chunks: tuple[int, ...],
+        compress: bool = False,
+    ) -> zarr.Array:
+        """An empty array; what is missing reads as NaN, never as zero."""
+        dtype = np.dtype(dtype)
+        codecs = (ZstdCodec(level=1), Crc32cCodec()) if compress else (Crc32cCodec(),)
+        return self.group.create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=tuple(max(1, size) for size in chunks),
+            fill_value=np.nan if dtype.kind == "f" else 0,
+            compressors=codecs,
+            dimension_names=dimensions,
+            overwrite=True,
+            config={"write_empty_chunks": True},
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.group
+
+    def array(self, name: str) -> zarr.Array:
+        """An array, to be read in parts.
+
+        Raises
+        ------
+        RunError
+            Where the run has none of that name.
+        """
+        try:
+            return cast(zarr.Array, self.group[name])
+        except KeyError:
+            raise RunError(
+                f"{self.directory} has no {name}. `scapedist info {self.directory}` says what is "
+                "missing and which command makes it."
+            ) from None
+
+    def read(self, name: str) -> np.ndarray:
+        """A whole array."""
+        return read_rows(self.array(name))
+
+    def delete(self, name: str) -> None:
+        """Remove an array or group if it is there."""
+        if name in self.group:
+            del self.group[name]
+
+    # -- the journal of the volumes
+
+    @property
+    def journal(self) -> Path:
+        """The file with one line for each complete batch of volumes."""
+        return self.directory / "volumes.journal"
+
+    def journal_read(self, fingerprint: str) -> list[dict[str, Any]] | None:
+        """The entries of complete batches; None where the journal is missing or of other settings.
+
+        A line that a crash cut short is dropped, and its batch with it.
+        """
+        if not self.journal.exists():
+            return None
+        lines = []
+        for line in self.journal.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+        if not lines or lines[0] != {"fingerprint": fingerprint}:
+            return None
+        return lines[1:]
+
+    def journal_write(self, fingerprint: str, entries: list[dict[str, Any]]) -> None:
+        """Write the journal anew."""
+        lines = [{"fingerprint": fingerprint}, *entries]
+        write_text(self.journal, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def journal_append(self, entry: dict[str, Any]) -> None:
+        """Record a batch, after its chunks were written."""
+        with disk_errors(self.directory), self.journal.open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run against another command that would change it."""
+        with (self.directory / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    f"One command at a time changes a run. Another one is working on "
+                    f"{self.directory}. Wait for it, or stop it."
+                ) from None
+            yield
+
+
+def read_rows(array: zarr.Array, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+    """Rows of an array as numpy, with a plain error where a chunk is damaged.
+
+    Raises
+    ------
+    RunError
+        Where a checksum does not fit.
+    """
+    try:
+        if isinstance(rows, slice):
+            return np.asarray(array[rows])
+        return np.asarray(array.oindex[rows])
+    except (ValueError, RuntimeError, OSError) as error:
+        raise RunError(
+            f"{array.store_path} is damaged ({error}). `scapedist verify RUN` says which volumes "
+            "are; `scapedist generate RUN` then makes them again."
+        ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file aside and rename it: it is there whole or not at all."""
+    with disk_errors(path.parent):
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(text)
+        aside.replace(path)
+
+
+@contextlib.contextmanager
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Turn a full disk or a lost permission into a sentence with a way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                f"The disk of {directory} is full. What was complete is kept. Make room, then "
+                "give the same command again: it resumes."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise ResourceError(
+                f"{directory} cannot be written to ({error.strerror}). Choose another --output."
+            ) from None
+        raise
