@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from scapedist import backend
 from scapedist.errors import InputError
 
 PLUSPLUS_LIMIT = 2000
@@ -86,7 +85,7 @@ def make_sketch(
         )
     rng = np.random.default_rng(seed)
     if method == "kmeans":
-        chosen, groups = _kmeans_sketch(points, size, seed, rng)
+        chosen, groups = _kmeans_sketch(points, size, rng)
     else:
         draw = _draw_uniform if method == "uniform" else _draw_geometric
         chosen = np.sort(draw(points, size, rng))
@@ -98,13 +97,12 @@ def make_sketch(
 
 
 def _kmeans_sketch(
-    points: np.ndarray, size: int, seed: int, rng: np.random.Generator
+    points: np.ndarray, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """k-means groups and the particle of each group that is nearest to its center."""
-    if size <= PLUSPLUS_LIMIT:
-        centers, groups = backend.kmeans(points, size, seed, MAX_ITERATIONS)
-    else:
-        centers, groups = _lloyd_by_tree(points, size, rng)
+    spread = size <= PLUSPLUS_LIMIT
+    start = _draw_spread(points, size, rng) if spread else np.sort(_draw_uniform(points, size, rng))
+    centers, groups = _lloyd(points, points[start])
     distance = np.square(points - centers[groups]).sum(1)
     order = np.lexsort((distance, groups))
     present, first = np.unique(groups[order], return_index=True)
@@ -116,27 +114,46 @@ def _kmeans_sketch(
     return order[first], groups
 
 
-def _lloyd_by_tree(
-    points: np.ndarray, size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's iterations with a k-d tree over the centers: memory n + size, for large sizes."""
-    centers = points[np.sort(rng.choice(len(points), size, replace=False))]
-    groups = np.zeros(len(points), np.int64)
+def _lloyd(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lloyd's iterations with a k-d tree over the centers: memory of order n + size.
+
+    scikit-learn's k-means adds partial sums in the order in which threads finish; here sums run in
+    the particles' order, so that the same seed gives the same sketch.
+    """
+    size = len(centers)
+    groups = np.full(len(points), -1)
     for _ in range(MAX_ITERATIONS):
-        new = cKDTree(centers).query(points, workers=-1)[1]
-        if np.array_equal(new, groups):
+        distances, nearest = cKDTree(centers).query(points, workers=-1)
+        if np.array_equal(nearest, groups):
             break
-        groups = new
+        groups = nearest
         counts = np.bincount(groups, minlength=size)
         sums = np.column_stack([np.bincount(groups, column, size) for column in points.T])
         filled = counts > 0
-        centers[filled] = sums[filled] / counts[filled, None]
-        empty = np.flatnonzero(~filled)
-        if len(empty):  # an empty group restarts at the particles worst represented
-            distance = np.square(points - centers[groups]).sum(1)
-            centers[empty] = points[np.argsort(-distance, kind="stable")[: len(empty)]]
+        centers = np.divide(sums, counts[:, None], where=filled[:, None], out=centers.copy())
+        n_empty = size - int(filled.sum())
+        if n_empty:  # an empty group restarts at the particles worst represented
+            centers[~filled] = points[np.argsort(-distances, kind="stable")[:n_empty]]
     groups = cKDTree(centers).query(points, workers=-1)[1]
     return centers, groups
+
+
+def _draw_spread(points: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """k-means++ (Arthur & Vassilvitskii 2007): each with odds of its squared distance."""
+    norms = np.square(points).sum(1)
+    chosen = np.empty(size, np.int64)
+    chosen[0] = rng.integers(len(points))
+    nearest = np.full(len(points), np.inf)
+    for k in range(1, size):
+        last = points[chosen[k - 1]]
+        squared = norms - 2 * (points @ last) + last @ last
+        np.minimum(nearest, np.maximum(squared, 0), out=nearest)
+        cumulated = np.cumsum(nearest)
+        if cumulated[-1] <= 0:  # fewer distinct particles than asked for
+            chosen[k:] = chosen[0]
+            break
+        chosen[k] = np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right")
+    return np.minimum(chosen, len(points) - 1)
 
 
 def _draw_uniform(points: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from scapedist.store import read_rows
 if TYPE_CHECKING:
     from scapedist.landscape.run import Run
 
+Begin = Callable[[], None]
+"""Called before a stage's first write: until then a bad option costs nothing."""
 READ_BYTES = 64 * 2**20
 """Volumes are read in blocks of about this size."""
 N_PAIRS = 200
@@ -34,14 +36,15 @@ TRAVERSED_COMPONENTS, TRAVERSAL_POINTS = 5, 10
 # -- mask
 
 
-def mask(run: Run, settings: MaskSettings) -> dict[str, Any]:
+def mask(run: Run, settings: MaskSettings, begin: Begin) -> dict[str, Any]:
     """Write ``mask``, ``mask_claims``, ``sketch/quality`` and ``maps/mask.mrc``."""
     store = run.store
     if "volumes/masked" in store:
         weights = _check_masked_store(run, settings)
+        begin()
     else:
         percentiles = store.read("volumes/percentile")
-        weights = make_mask(run, store.array("volumes/0"), percentiles, settings)
+        weights = make_mask(run, store.array("volumes/0"), percentiles, settings, begin)
     write_map(run.directory / "maps" / "mask.mrc", weights, store.source["pixel_size_angstroms"])
     _measure_quality(run, weights)
     return {
@@ -52,7 +55,11 @@ def mask(run: Run, settings: MaskSettings) -> dict[str, Any]:
 
 
 def make_mask(
-    run: Run, volumes: zarr.Array, percentiles: np.ndarray, settings: MaskSettings
+    run: Run,
+    volumes: zarr.Array,
+    percentiles: np.ndarray,
+    settings: MaskSettings,
+    begin: Begin,
 ) -> np.ndarray:
     """Make the mask of volumes by the settings, write it and return it, (d, d, d) float32."""
     store = run.store
@@ -61,6 +68,7 @@ def make_mask(
     if settings.mask is not None:
         path = Path(settings.mask)
         weights = masks.check_user_mask(read_map(path)[0], box_size, str(path))
+        begin()
         store.delete("mask_claims")
     else:
         _check_mask_settings(settings)
@@ -79,6 +87,7 @@ def make_mask(
             settings.cosine_edge,
             settings.min_fraction,
         )
+        begin()
         fractions = (claims / volumes.shape[0]).astype(np.float32)
         store.write("mask_claims", fractions, ("z", "y", "x"))
     store.write("mask", weights, ("z", "y", "x"))
@@ -208,7 +217,11 @@ def included_volumes(run: Run, exclude_states: tuple[int, ...]) -> np.ndarray:
 
 
 def pca(
-    run: Run, settings: PcaSettings, included: np.ndarray, memory_limit: int | None
+    run: Run,
+    settings: PcaSettings,
+    included: np.ndarray,
+    memory_limit: int | None,
+    begin: Begin,
 ) -> dict[str, Any]:
     """Write ``components/`` and ``sketch/coordinates``, and the maps along the components."""
     store = run.store
@@ -226,6 +239,7 @@ def pca(
             "Components need volumes that differ. These are all the same inside the mask. "
             "Check the latents, or choose another mask."
         )
+    begin()
     n, r = len(included), len(fitted.variance)
     coordinates = np.full((n, r), np.nan)
     coordinates[members] = fitted.coordinates
@@ -239,7 +253,7 @@ def pca(
     store.write("components/variance_ratio", fitted.variance_ratio, ("component",))
     store.write("components/included", included, ("volume",))
     store.write("sketch/coordinates", coordinates, ("volume", "component"))
-    store.write("gram", product.matrix, ("included_volume", "included_volume_"))
+    store.write("components/gram", product.matrix, ("included", "included_"))
     _traverse(run, rows, fitted, members)
     return {
         "components": r,
@@ -298,12 +312,12 @@ def volume_of(run: Run, row: int) -> np.ndarray:
 # -- states
 
 
-def states(run: Run, settings: StatesSettings) -> dict[str, Any]:
+def states(run: Run, settings: StatesSettings, begin: Begin) -> dict[str, Any]:
     """Write ``states/``, maps and particle lists of each state."""
     store = run.store
     included = store.read("components/included")
     members = np.flatnonzero(included)
-    product = gram.Gram(store.read("gram"), store.read("components/mean"))
+    product = gram.Gram(store.read("components/gram"), store.read("components/mean"))
     occupancy = store.read("sketch/occupancy")
     distances = product.squared_distances
     if settings.states > len(members):
@@ -311,13 +325,16 @@ def states(run: Run, settings: StatesSettings) -> dict[str, Any]:
             f"There are at most as many states as volumes, {len(members)}. {settings.states} "
             f"were asked for. Use --states {len(members)} or less."
         )
+    tree = None
     if settings.linkage == "kmeans":
         points = gram.isometric_coordinates(product)
         labels = backend.kmeans(points, settings.states, settings.seed, 300, n_starts=10)[1]
-        store.delete("states/linkage")
     else:
         tree = linkage.link(distances, settings.linkage)
         labels = linkage.cut(tree, settings.states)
+    begin()
+    store.delete("states/linkage")
+    if tree is not None:
         store.write("states/linkage", tree, ("merge", "column"))
     labels = grouping.number_by_size(labels, occupancy[members])
     medoid = members[grouping.medoids(labels, occupancy[members], distances)]

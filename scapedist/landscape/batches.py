@@ -31,7 +31,9 @@ class VolumeSource:
         Latents of the volumes of each array.
     map_paths
         Maps on disk, in the sketch's order, instead of a decoder.
-    box_size, dtype, flip, invert
+    box_size, pixel_size_angstroms
+        Of the volumes.
+    dtype, flip, invert
         As in the settings.
     threshold
         Density that claims a voxel, where it is known.
@@ -45,6 +47,7 @@ class VolumeSource:
     latents: dict[str, np.ndarray]
     map_paths: tuple[str, ...]
     box_size: int
+    pixel_size_angstroms: float | None
     dtype: str
     flip: bool
     invert: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ DEFAULT_BOX_SIZE = 128
 FULL, MASKED, PILOT, QUALITY = "volumes/0", "volumes/masked", "volumes/pilot", "volumes/quality"
 
 
-def sketch(run: Run, settings: SketchSettings) -> dict[str, Any]:
+def sketch(run: Run, settings: SketchSettings, begin: Callable[[], None]) -> dict[str, Any]:
     """Choose the particles to decode and write ``sketch/``."""
     latents = run.store.read("latents")
     excluded = None
@@ -46,6 +47,7 @@ def sketch(run: Run, settings: SketchSettings) -> dict[str, Any]:
         group, particle = quality_sample(
             chosen, settings.quality_groups, settings.quality_members, settings.seed
         )
+    begin()
     store = run.store
     store.write("sketch/particle", chosen.particle, ("volume",))
     store.write("sketch/assignment", chosen.assignment, ("particle",))
@@ -65,6 +67,7 @@ def generate(
     workers: Workers,
     memory_limit: int | None,
     fingerprint: str,
+    begin: Callable[[], None],
 ) -> dict[str, Any]:
     """Decode the sketch's volumes and write ``volumes/``, batch by batch, resuming what is there."""
     from scapedist.landscape import analyse
@@ -78,10 +81,16 @@ def generate(
     plan = plan_generation(source.decoder, source.box_size, settings, len(rows), memory_limit)
     entries = store.journal_read(fingerprint)
     if entries is None:
-        store.delete("volumes")
         check_disk(
             plan.disk_bytes, shutil.disk_usage(store.directory).free, str(store.directory)
         )
+    begin()
+    store.write_source(
+        store.source
+        | {"box_size": source.box_size, "pixel_size_angstroms": source.pixel_size_angstroms}
+    )
+    if entries is None:
+        store.delete("volumes")
         _create_arrays(store, settings, source, len(rows), len(quality_rows))
         store.journal_write(fingerprint, [])
         entries = []
@@ -92,7 +101,7 @@ def generate(
         source = dataclasses.replace(source, latents={PILOT: latents[rows[pilot]]})
         entries += _decode(run, source, {PILOT: len(pilot)}, entries, plan, workers)
         percentiles = _gather(entries, PILOT, "percentile", len(pilot))
-        weights = analyse.make_mask(run, store.array(PILOT), percentiles, mask)
+        weights = analyse.make_mask(run, store.array(PILOT), percentiles, mask, lambda: None)
         threshold = mask.threshold if mask.threshold is not None else threshold_of(percentiles)
         n_voxels = int((weights > 0).sum())
         if MASKED not in store or store.array(MASKED).shape[1] != n_voxels:
@@ -145,11 +154,10 @@ def make_source(
 ) -> VolumeSource:
     """What the workers need, from the run's model or from maps on disk."""
     maps = (run.store.last_settings("sketch") or {"settings": {}})["settings"].get("maps")
-    source = dict(run.store.source)
     pixel_size = settings.pixel_size or run.model.pixel_size_angstroms
     decoder, paths = None, ()
     if maps:
-        ensemble = open_ensemble(Path(maps), source["n_particles"])
+        ensemble = open_ensemble(Path(maps), run.store.source["n_particles"])
         if settings.box_size not in (None, ensemble.box_size):
             raise InputError(
                 f"Maps keep their box, {ensemble.box_size}. --box-size is {settings.box_size}."
@@ -161,12 +169,12 @@ def make_source(
         box_size = volume_box_size(settings, run.model.box_size)
         if pixel_size is not None:
             pixel_size = pixel_size * run.model.box_size / box_size
-    run.store.write_source(source | {"box_size": box_size, "pixel_size_angstroms": pixel_size})
     return VolumeSource(
         decoder=decoder,
         latents=latents,
         map_paths=paths,
         box_size=box_size,
+        pixel_size_angstroms=pixel_size,
         dtype=settings.dtype,
         flip=settings.flip,
         invert=settings.invert,
@@ -227,7 +235,7 @@ def _create_arrays(
         store.create(
             name, (count, *volume), settings.store_dtype, ("t", "z", "y", "x"), (1, *volume)
         )
-    pixel_size = store.source["pixel_size_angstroms"]
+    pixel_size = source.pixel_size_angstroms
     axes: list[dict[str, str]] = [{"name": "t", "type": "time"}]
     for axis in "zyx":
         known = {"unit": "angstrom"} if pixel_size else {}

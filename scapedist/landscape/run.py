@@ -133,7 +133,7 @@ class Run:
         inputs = {}
         if settings.exclude_particles:
             inputs["exclude_particles"] = sha256_of(Path(settings.exclude_particles))
-        self._stage("sketch", settings, inputs, lambda: generate.sketch(self, settings))
+        self._stage("sketch", settings, inputs, lambda begin: generate.sketch(self, settings, begin))
         return self
 
     def generate(
@@ -163,8 +163,8 @@ class Run:
             "generate",
             settings,
             inputs,
-            lambda: generate.generate(
-                self, settings, mask, workers or Serial(), memory_limit, fingerprint
+            lambda begin: generate.generate(
+                self, settings, mask, workers or Serial(), memory_limit, fingerprint, begin
             ),
         )
         self.store.journal.unlink(missing_ok=True)
@@ -174,7 +174,7 @@ class Run:
         """Choose the voxels to analyse; options as in :class:`MaskSettings`."""
         settings = self._settings("mask", MaskSettings, options)
         inputs = {"mask": _hash_file(settings.mask)}
-        self._stage("mask", settings, inputs, lambda: analyse.mask(self, settings))
+        self._stage("mask", settings, inputs, lambda begin: analyse.mask(self, settings, begin))
         return self
 
     def pca(self, memory_limit: int | None = None, **options: Any) -> Run:
@@ -187,14 +187,17 @@ class Run:
         included = analyse.included_volumes(self, settings.exclude_states)
         inputs = {"included": hashlib.sha256(np.packbits(included).tobytes()).hexdigest()}
         self._stage(
-            "pca", settings, inputs, lambda: analyse.pca(self, settings, included, memory_limit)
+            "pca",
+            settings,
+            inputs,
+            lambda begin: analyse.pca(self, settings, included, memory_limit, begin),
         )
         return self
 
     def states(self, **options: Any) -> Run:
         """Group the volumes into states; options as in :class:`StatesSettings`."""
         settings = self._settings("states", StatesSettings, options)
-        self._stage("states", settings, {}, lambda: analyse.states(self, settings))
+        self._stage("states", settings, {}, lambda begin: analyse.states(self, settings, begin))
         return self
 
     def report(self, **options: Any) -> Path:
@@ -203,7 +206,8 @@ class Run:
 
         settings = self._settings("report", ReportSettings, options)
 
-        def body() -> dict[str, Any]:
+        def body(begin: Callable[[], None]) -> dict[str, Any]:
+            begin()
             write_report(self.store.group, self.directory, umap=settings.umap)
             return {}
 
@@ -239,9 +243,13 @@ class Run:
         stage: str,
         settings: Any,
         inputs: dict[str, Any],
-        body: Callable[[], dict[str, Any]],
+        body: Callable[[Callable[[], None]], dict[str, Any]],
     ) -> None:
-        """Do a stage, unless its record says that it is done with these settings and inputs."""
+        """Do a stage, unless its record says that it is done with these settings and inputs.
+
+        ``body`` gets a function to call before its first write, which withdraws the records of
+        the stage and of those after it.
+        """
         with self.store.lock():
             fingerprint = self._fingerprint(stage, settings, inputs)
             done = self.store.stages.get(stage)
@@ -251,12 +259,12 @@ class Run:
                 self._check_replaceable(stage, settings, fingerprint)
             self.progress(stage, 0, 0)
             started = time.perf_counter()
-            self.store.begin_stage(stage, dataclasses.asdict(settings))
-            results = body()
+            chosen = dataclasses.asdict(settings)
+            results = body(lambda: self.store.begin_stage(stage, chosen))
             self.store.finish_stage(
                 stage,
                 {
-                    "settings": dataclasses.asdict(settings),
+                    "settings": chosen,
                     "fingerprint": fingerprint,
                     "versions": {name: _version(name) for name in _VERSIONS},
                     "seconds": round(time.perf_counter() - started, 3),
