@@ -72,7 +72,9 @@ Mask = Annotated[
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(help="Density that claims a voxel. [default: mean of half the 99.99th percentile]"),
+    typer.Option(
+        help="Density that claims a voxel. [default: mean of half the 99.99th percentile]"
+    ),
 ]
 Dilate = Annotated[float | None, typer.Option(help="Growth of the mask, angstroms. [default: 5]")]
 CosineEdge = Annotated[
@@ -190,9 +192,9 @@ def run(
 
 @app.command()
 def demo(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The run directory.")
-    ] = Path("scapedist-demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run directory.")] = Path(
+        "scapedist-demo"
+    ),
     sketch_size: SketchSize = None,
     workers: NWorkers = None,
 ) -> None:
@@ -350,9 +352,7 @@ def states_command(
     directory: RunDir, states: States = None, linkage: Linkage = None, seed: Seed = None
 ) -> None:
     """Group the volumes into states."""
-    opened = _stage(
-        directory, lambda run: run.states(states=states, linkage=linkage, seed=seed)
-    )
+    opened = _stage(directory, lambda run: run.states(states=states, linkage=linkage, seed=seed))
     for state, n in enumerate(opened.store.stages["states"]["results"]["n_particles"]):
         typer.echo(f"state {state}: {n} particles")
 
@@ -522,7 +522,9 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"states are numbers with commas, as 3,7; it is {text!r}") from None
+        raise typer.BadParameter(
+            f"states are numbers with commas, as 3,7; it is {text!r}"
+        ) from None
 
 
 def _bytes(text: str | None) -> int | None:

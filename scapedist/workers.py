@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -134,8 +135,22 @@ class Distributed(Serial):
                     f"The scheduler {self._scheduler} has no workers after {CONNECT_SECONDS} s. "
                     "Start some with `dask worker`."
                 )
-        self.dashboard = self._client.dashboard_link
+            self._check_versions()
+        if "dashboard" in self._client.scheduler_info(n_workers=0)["services"]:
+            self.dashboard = self._client.dashboard_link
         return self._client
+
+    def _check_versions(self) -> None:
+        """Refuse workers without scapedist, or with another version of it."""
+        ours = metadata.version("scapedist")
+        theirs = self._client.run(metadata.version, "scapedist", on_error="return")
+        for worker, version in theirs.items():
+            if version != ours:
+                found = "none" if isinstance(version, Exception) else version
+                raise ResourceError(
+                    f"All workers have this scapedist, {ours}. The worker {worker} has {found}. "
+                    "Install the same in the workers' environment."
+                )
 
     def run(self, work: Work, shared: Any, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """Yield (task's number, result) as they are done; a dead worker's tasks are done again."""
@@ -251,4 +266,3 @@ def _quiet() -> None:
     """Keep Dask's own warnings off the terminal: failures reach the user as our errors."""
     for name in ("distributed", "tornado", "bokeh"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-

@@ -16,7 +16,7 @@ def density_percentile(volume: np.ndarray) -> float:
 
 
 def threshold_of(percentiles: np.ndarray) -> float:
-    """cryoDRGN's rule: the mean over volumes of half their 99.99th percentile."""
+    """The threshold by cryoDRGN's rule: the mean over volumes of half their 99.99th percentile."""
     return float(np.mean(np.asarray(percentiles, np.float64) / 2.0))
 
 

@@ -276,9 +276,7 @@ def _cached_reader(rows: _Rows, members: np.ndarray, block: int) -> gram.Reader:
     return read
 
 
-def _traverse(
-    run: Run, rows: _Rows, fitted: gram.Components, members: np.ndarray
-) -> None:
+def _traverse(run: Run, rows: _Rows, fitted: gram.Components, members: np.ndarray) -> None:
     """Points along the leading components: synthetic maps, and the real volumes nearest to them."""
     store, pixel_size = run.store, run.store.source["pixel_size_angstroms"]
     shutil.rmtree(run.directory / "maps" / "components", ignore_errors=True)

@@ -69,7 +69,7 @@ def generate(
     fingerprint: str,
     begin: Callable[[], None],
 ) -> dict[str, Any]:
-    """Decode the sketch's volumes and write ``volumes/``, batch by batch, resuming what is there."""
+    """Decode the sketch's volumes batch by batch into ``volumes/``, and resume what is there."""
     from scapedist.landscape import analyse
 
     check_settings(settings)
@@ -81,9 +81,7 @@ def generate(
     plan = plan_generation(source.decoder, source.box_size, settings, len(rows), memory_limit)
     entries = store.journal_read(fingerprint)
     if entries is None:
-        check_disk(
-            plan.disk_bytes, shutil.disk_usage(store.directory).free, str(store.directory)
-        )
+        check_disk(plan.disk_bytes, shutil.disk_usage(store.directory).free, str(store.directory))
     begin()
     store.write_source(
         store.source
@@ -105,9 +103,12 @@ def generate(
         threshold = mask.threshold if mask.threshold is not None else threshold_of(percentiles)
         n_voxels = int((weights > 0).sum())
         if MASKED not in store or store.array(MASKED).shape[1] != n_voxels:
-            for name, n in ((MASKED, len(rows)), (QUALITY, len(quality_rows))):
+            for name, n, dimension in (
+                (MASKED, len(rows), "volume"),
+                (QUALITY, len(quality_rows), "sample"),
+            ):
                 store.create(
-                    name, (n, n_voxels), settings.store_dtype, ("volume", "voxel"), (1, n_voxels)
+                    name, (n, n_voxels), settings.store_dtype, (dimension, "voxel"), (1, n_voxels)
                 )
         named = {MASKED: latents[rows], QUALITY: latents[quality_rows]}
         source = dataclasses.replace(source, latents=named, mask=weights, threshold=threshold)
@@ -155,7 +156,8 @@ def make_source(
     """What the workers need, from the run's model or from maps on disk."""
     maps = (run.store.last_settings("sketch") or {"settings": {}})["settings"].get("maps")
     pixel_size = settings.pixel_size or run.model.pixel_size_angstroms
-    decoder, paths = None, ()
+    decoder: Decoder | None = None
+    paths: tuple[str, ...] = ()
     if maps:
         ensemble = open_ensemble(Path(maps), run.store.source["n_particles"])
         if settings.box_size not in (None, ensemble.box_size):
@@ -232,8 +234,9 @@ def _create_arrays(
     if settings.store == "masked":
         counts = {PILOT: min(n, settings.pilot_volumes)}
     for name, count in counts.items():
+        first = {FULL: "t", PILOT: "pilot", QUALITY: "sample"}[name]
         store.create(
-            name, (count, *volume), settings.store_dtype, ("t", "z", "y", "x"), (1, *volume)
+            name, (count, *volume), settings.store_dtype, (first, "z", "y", "x"), (1, *volume)
         )
     pixel_size = source.pixel_size_angstroms
     axes: list[dict[str, str]] = [{"name": "t", "type": "time"}]
@@ -241,9 +244,11 @@ def _create_arrays(
         known = {"unit": "angstrom"} if pixel_size else {}
         axes.append({"name": axis, "type": "space", **known})
     scale = [1.0, *[float(pixel_size or 1.0)] * 3]
-    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
+    datasets: list[Any] = [
+        {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+    ]
     if settings.store == "volumes":
-        image = {"name": "sketch volumes", "axes": axes, "datasets": datasets}
+        image: dict[str, Any] = {"name": "sketch volumes", "axes": axes, "datasets": datasets}
         store.group["volumes"].attrs["ome"] = {"version": "0.5", "multiscales": [image]}
 
 

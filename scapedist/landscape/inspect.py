@@ -228,7 +228,9 @@ def _is_readable(store: RunStore, name: str) -> bool:
 def _array_names(store: RunStore) -> list[str]:
     import zarr
 
-    return [name for name, node in store.group.members(max_depth=None) if isinstance(node, zarr.Array)]
+    return [
+        name for name, node in store.group.members(max_depth=None) if isinstance(node, zarr.Array)
+    ]
 
 
 def _decode_again(
@@ -285,5 +287,3 @@ def _withdraw(
     with store.lock():
         store.journal_write(record["fingerprint"], entries)
         store.begin_stage("generate", record["settings"])
-
-

@@ -96,7 +96,9 @@ class Run:
             else:
                 _check_same(RunStore(output), source, output)
         elif output.exists() and not output.is_dir():
-            raise RunError(f"An output is a directory. {output} is a file. Choose another --output.")
+            raise RunError(
+                f"An output is a directory. {output} is a file. Choose another --output."
+            )
         if not (output / GROUP).exists():
             store = RunStore(output, "w-")
             store.write("latents", model.latents, ("particle", "latent"))
@@ -133,7 +135,9 @@ class Run:
         inputs = {}
         if settings.exclude_particles:
             inputs["exclude_particles"] = sha256_of(Path(settings.exclude_particles))
-        self._stage("sketch", settings, inputs, lambda begin: generate.sketch(self, settings, begin))
+        self._stage(
+            "sketch", settings, inputs, lambda begin: generate.sketch(self, settings, begin)
+        )
         return self
 
     def generate(

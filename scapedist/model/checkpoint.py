@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from numpy._core.multiarray import _reconstruct, scalar
 
 from scapedist.errors import InputError
 from scapedist.model.field import Decoder, Field, check_latents
@@ -163,9 +164,11 @@ class _ConfigLoader(yaml.SafeLoader):
     """Plain YAML, with Python tuples read as lists (older configurations have them)."""
 
 
-_ConfigLoader.add_constructor(
-    "tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node)
-)
+def _read_tuple(loader: _ConfigLoader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node)
+
+
+_ConfigLoader.add_constructor("tag:yaml.org,2002:python/tuple", _read_tuple)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -193,17 +196,17 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A weights file as plain tensors and containers; nothing in it is executed."""
-    numpy_types = [
+    numpy_types: list[Any] = [
         np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType,
-        (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-        (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-        np._core.multiarray._reconstruct, np._core.multiarray.scalar,
+        (_reconstruct, "numpy.core.multiarray._reconstruct"),
+        (scalar, "numpy.core.multiarray.scalar"),
+        _reconstruct, scalar,
     ]  # fmt: skip
     try:
         with torch.serialization.safe_globals(numpy_types):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{path} is not a checkpoint of plain tensors, or is cut short ({reason}). "
             "Give the file as cryoDRGN wrote it."
@@ -222,15 +225,20 @@ def _read_decoder(
     config: dict[str, Any], checkpoint: dict[str, Any], path: Path
 ) -> tuple[Decoder, dict[str, Any]]:
     """The decoder and a description of it, from a configuration and a checkpoint."""
+    read = _read_hypervolume if "hypervolume_params" in checkpoint else _read_positional
     try:
-        if "hypervolume_params" in checkpoint:
-            return _read_hypervolume(config, checkpoint, path)
-        return _read_positional(config, checkpoint, path)
+        decoder, architecture = read(config, checkpoint, path)
     except KeyError as error:
         raise InputError(
             f"The configuration and {path} belong together, but {error} is missing. "
             "Give both as one training wrote them."
         ) from None
+    if not np.isfinite(decoder.frequencies).all():
+        raise InputError(
+            f"An encoding's frequencies are finite numbers. Those of {path} are not: the file is "
+            "damaged. Copy it again."
+        )
+    return decoder, architecture
 
 
 def _read_positional(
@@ -242,7 +250,9 @@ def _read_positional(
     state = {_plain_name(k): v for k, v in checkpoint["model_state_dict"].items()}
     zdim, points_across = int(arguments["zdim"] or 0), int(lattice["D"])
     if zdim == 0:
-        raise InputError(f"{path} is of a homogeneous reconstruction: it has no latents to analyse.")
+        raise InputError(
+            f"{path} is of a homogeneous reconstruction: it has no latents to analyse."
+        )
     encoding, domain = arguments["pe_type"], arguments["domain"]
     if encoding == "none" and domain == "hartley":
         prefix = prefix.removesuffix("decoder.")
@@ -296,7 +306,9 @@ def _read_hypervolume(
         )
     points_across, zdim = int(params["resolution"]), int(params["z_dim"] or 0)
     if zdim == 0:
-        raise InputError(f"{path} is of a homogeneous reconstruction: it has no latents to analyse.")
+        raise InputError(
+            f"{path} is of a homogeneous reconstruction: it has no latents to analyse."
+        )
     frequencies = (state["rand_freqs"].to(torch.float64) * (points_across // 2)).numpy()
     layers = _read_layers(state, "mlp.main.", path)
     latent_frequencies = None
@@ -453,7 +465,7 @@ def _read_latents(path: Path, zdim: int, command: str) -> tuple[np.ndarray, np.n
         if objects[1].shape != latents.shape or not np.isfinite(objects[1]).all():
             raise InputError(
                 f"{path} should hold means and log-variances of one shape, finite numbers. The "
-                f"shapes are {latents.shape} and {objects[1].shape}, and {np.isnan(objects[1]).sum()} "
+                f"shapes are {latents.shape} and {objects[1].shape}; {np.isnan(objects[1]).sum()} "
                 "log-variances are not a number. Give the file as cryoDRGN wrote it."
             )
         variance = np.exp(objects[1].astype(np.float32))

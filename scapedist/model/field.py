@@ -213,9 +213,11 @@ class Field:
     def _evaluate(self, latents: np.ndarray, points: np.ndarray, out: torch.Tensor) -> None:
         """Write the field at points (m, 3) into out[:, : m * n_outputs]."""
         n_outputs = self._layers[-1][0].shape[1]
-        codes = torch.from_numpy(latents).to(self.device, self._exact)
+        features = self.decoder.encode_latents(
+            torch.from_numpy(latents).to(self.device, self._exact)
+        )
         # one product a latent: a latent's values do not depend on the others of its batch
-        codes = [code @ self._latent_weight for code in self.decoder.encode_latents(codes)]
+        codes = [row @ self._latent_weight for row in features]
         rows = self.block_rows()
         buffers = [
             torch.empty((rows, self.decoder.hidden_size), dtype=self._compute, device=self.device)
@@ -227,7 +229,11 @@ class Field:
                 self._layers_behind(block, code, buffers, row[start * n_outputs : stop * n_outputs])
 
     def _layers_behind(
-        self, block: torch.Tensor, code: torch.Tensor, buffers: list[torch.Tensor], out: torch.Tensor
+        self,
+        block: torch.Tensor,
+        code: torch.Tensor,
+        buffers: list[torch.Tensor],
+        out: torch.Tensor,
     ) -> None:
         n, (here, there) = len(block), buffers
         if block.dtype == here.dtype:

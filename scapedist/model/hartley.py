@@ -94,10 +94,8 @@ def make_lattice(
     slots = np.full((d, d, d), -1, np.int32)
     points: list[np.ndarray] = []
     n_points = 0
-    inside = np.ones((d + 1, d + 1), bool)
-    inside[-1] = inside[:, -1] = False  # the lattice's last row and column are dropped
-    inside = inside.ravel()
     row, column = np.divmod(np.arange((d + 1) ** 2), d + 1)
+    inside = (row < d) & (column < d)  # the lattice's last row and column are dropped
 
     def place(plane: int, chosen: np.ndarray, numbers: np.ndarray) -> None:
         slots[plane, row[chosen], column[chosen]] = numbers
@@ -123,7 +121,9 @@ def make_lattice(
                 place(d - plane, mirrored, 2 * number[::-1][mirrored] + 1)
             points.append(coordinates(plane)[evaluated])
             n_points += len(evaluated)
-        points.append(_middle_plane(kind, coordinates(middle), keep(middle), inside, n_points, place))
+        points.append(
+            _middle_plane(kind, coordinates(middle), keep(middle), inside, n_points, place)
+        )
         n_points += len(points[-1])
 
     background_slot = n_points * n_outputs
@@ -234,8 +234,9 @@ def _keep_rule(
             points = torch.from_numpy(coordinates(plane))
             # in float32, as numpy 2 computes cryoDRGN's expression: the disc is one point
             # smaller where rounding falls short of a whole number (D = 32, radius 16)
-            height = points[0, 2].numpy()
-            disc = int(np.sqrt(max(np.float32(radius**2) - height**2, 0.0)) * points_across)
+            height = np.float32(points[0, 2].item())
+            squared = max(np.float32(radius**2) - height**2, np.float32(0))
+            disc = int(np.sqrt(squared) * np.float32(points_across))
             limit = (disc / (points_across // 2) * extent) ** 2
             kept = (points[:, :2].pow(2).sum(-1) <= limit).numpy()
             kept[len(kept) // 2] = False  # the whole kz axis is zero, not only the origin

@@ -12,7 +12,7 @@ from scapedist.model.checkpoint import Model, load_checkpoint, read_config
 
 
 def reference_decoder(model: Model) -> Callable[[np.ndarray, int], np.ndarray]:
-    """cryoDRGN's ``eval_volume`` of a model.
+    """Evaluation of a model by cryoDRGN's own ``eval_volume``.
 
     Returns
     -------

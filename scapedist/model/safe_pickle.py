@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "bytes"): bytes,
     ("builtins", "bytearray"): bytearray,
     ("builtins", "set"): set,
+    ("datetime", "datetime"): datetime,  # an old config.pkl says when it was written
 }
 _ALLOWED[("numpy.core.numeric", "_frombuffer")] = _ALLOWED[("numpy._core.numeric", "_frombuffer")]
 

@@ -1,0 +1,243 @@
+"""The report's plots as PNG images, one small function each, by matplotlib without pyplot.
+
+A state keeps one colour and marker in every plot: ten colours that people with any colour vision
+can tell apart (Paul Tol's "muted" scheme and near-black) and, from the eleventh state on, the
+same colours with another marker. Volumes and particles without a state are grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from scapedist.output.mosaics import png
+
+COLOURS = (
+    "#CC6677 #332288 #DDCC77 #117733 #88CCEE #882255 #44AA99 #999933 #AA4499 #1A1A1A"
+).split()
+GREY = "#BBBBBB"
+INK = "#333333"
+FEW_POINTS = 5  # states of so few are drawn large
+_MARKERS = ("o", "s", "D", "^")
+
+
+def colour_of(state: int) -> str:
+    """Give a state's colour, grey for -1."""
+    return COLOURS[state % len(COLOURS)] if state >= 0 else GREY
+
+
+def marker_number(state: int) -> int:
+    """Give which marker a state has: 0 circle, 1 square, 2 diamond, 3 triangle."""
+    return max(state, 0) // len(COLOURS) % len(_MARKERS)
+
+
+def to_png(figure: Figure) -> bytes:
+    """Draw a figure as a PNG file's bytes."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return png(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+
+
+def component_name(component: int, variance_ratio: NDArray) -> str:
+    """Name a component (0-based here, 1-based for people) with its share of the variance."""
+    return f"component {component + 1} ({percent(variance_ratio[component])})"
+
+
+def percent(ratio: float) -> str:
+    """Write 0.4731 as 47.3 %, and shares below 0.1 % as such."""
+    return f"{100 * ratio:.1f} %" if ratio >= 0.001 or ratio == 0 else "< 0.1 %"
+
+
+def _axes(figure: Figure, rect: tuple, x_label: str, y_label: str) -> Axes:
+    """Add axes with few ticks: a tick costs a millisecond."""
+    ax = figure.add_axes(rect)
+    ax.set_xlabel(x_label, fontsize=9, color=INK)
+    ax.set_ylabel(y_label, fontsize=9, color=INK)
+    ax.tick_params(labelsize=8, colors=INK)
+    ax.locator_params(nbins=4)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def scree(variance_ratio: NDArray) -> Figure:
+    """Plot the share of the variance that each of up to 20 components explains, and their sum.
+
+    Parameters
+    ----------
+    variance_ratio
+        (r,) shares, 0 to 1.
+    """
+    shares = 100 * np.asarray(variance_ratio[:20], float)
+    numbers = np.arange(1, len(shares) + 1)
+    figure = Figure(figsize=(7, 3.6))
+    ax = _axes(figure, (0.09, 0.15, 0.88, 0.8), "component", "variance explained (%)")
+    ax.bar(numbers, shares, color="#4477AA", label="each")
+    ax.plot(numbers, np.cumsum(shares), "o-", color=INK, ms=4, lw=1.2, label="together")
+    ax.set(xticks=[1, *numbers[4::5]], ylim=(0, 104), xlim=(0.3, len(shares) + 0.7))
+    ax.legend(frameon=False, fontsize=8, loc="center right")
+    return figure
+
+
+def _points(ax: Axes, x: NDArray, y: NDArray, labels: NDArray, n_states: int, size: float) -> None:
+    """Draw points by state: large states first, the few points of small states large, on top."""
+    counts = np.bincount(labels + 1, minlength=n_states + 1)
+    for index in np.argsort(-counts[1:], kind="stable") if n_states else []:
+        state = int(index)
+        at, few = labels == state, counts[state + 1] <= FEW_POINTS
+        ax.plot(
+            x[at],
+            y[at],
+            _MARKERS[marker_number(state)],
+            color=colour_of(state),
+            ms=size + 3 if few else size,
+            mec=INK if few else "none",
+            mew=0.7,
+            alpha=1.0 if few else 0.75,
+            zorder=3 if few else 2,
+        )
+    ax.plot(x[labels < 0], y[labels < 0], "o", color=GREY, ms=size, mec="none", zorder=1)
+
+
+def _state_legend(figure: Figure, labels: NDArray, n_states: int) -> None:
+    """Name the states' colours on the right-hand side of a figure, in 0.9 inches of width."""
+    shown = [*range(n_states), *([-1] if (labels < 0).any() else [])]
+    width, height = figure.get_size_inches()
+    n_rows = min(len(shown), int(height / 0.2) - 1)
+    ax = figure.add_axes((1 - 0.9 / width, 0, 0.9 / width, 1))
+    ax.axis("off")
+    n_columns = -(-len(shown) // n_rows)
+    for column in range(n_columns):
+        states = shown[column * n_rows : (column + 1) * n_rows]
+        x = 0.1 + 0.8 * column / n_columns
+        for row, state in enumerate(states):
+            y = height / 2 + 0.2 * (n_rows / 2 - row - 0.5)
+            ax.plot(x, y, _MARKERS[marker_number(state)], color=colour_of(state), ms=6)
+            name = f"{state}" if state >= 0 else "none"
+            ax.text(x + 0.1, y, name, fontsize=8, color=INK, va="center_baseline")
+    ax.set(xlim=(0, 0.9), ylim=(0, height))
+    ax.text(0.05, height / 2 + 0.1 * n_rows + 0.12, "state", fontsize=8, color=INK)
+
+
+def coordinates(values: NDArray, labels: NDArray, n_states: int, variance_ratio: NDArray) -> Figure:
+    """Plot the sketch on components 1-2, 2-3, ... (up to the fifth), coloured by state.
+
+    Parameters
+    ----------
+    values
+        (n, r) coordinates of the sketch's volumes.
+    labels
+        (n,) states, -1 for none.
+    n_states
+        How many states there are.
+    variance_ratio
+        (r,) shares of the variance, for the axes' names.
+    """
+    n_pairs = max(min(values.shape[1], 5) - 1, 1)
+    n_columns = min(n_pairs, 2)
+    n_rows = -(-n_pairs // n_columns)
+    figure = Figure(figsize=(4.6 * n_columns + 0.8, 3.9 * n_rows))
+    width = (1 - 0.8 / figure.get_figwidth()) / n_columns
+    for pair in range(n_pairs):
+        row, column = divmod(pair, n_columns)
+        i, j = pair, min(pair + 1, values.shape[1] - 1)
+        rect = (width * (column + 0.17), 1 - (row + 0.86) / n_rows, width * 0.8, 0.82 / n_rows)
+        names = [component_name(k, variance_ratio) for k in (i, j)]
+        ax = _axes(figure, rect, *names)
+        _points(ax, values[:, i], values[:, j], labels, n_states, 4)
+    _state_legend(figure, labels, n_states)
+    return figure
+
+
+def latent_space(points: NDArray, labels: NDArray, n_states: int, names: Sequence[str]) -> Figure:
+    """Plot particles in two latent dimensions, coloured by the state of their sketch volume.
+
+    Parameters
+    ----------
+    points
+        (n, 2) positions.
+    labels
+        (n,) states, -1 for none.
+    n_states
+        How many states there are.
+    names
+        What the two dimensions are.
+    """
+    figure = Figure(figsize=(7.6, 5.4))
+    ax = _axes(figure, (0.09, 0.1, 0.77, 0.87), names[0], names[1])
+    _points(ax, points[:, 0], points[:, 1], labels, n_states, 2.5)
+    _state_legend(figure, labels, n_states)
+    return figure
+
+
+def state_sizes(n_volumes: NDArray, n_particles: NDArray) -> Figure:
+    """Plot each state's share of the volumes (pale) and of the particles, with both numbers.
+
+    Parameters
+    ----------
+    n_volumes, n_particles
+        (M,) counts.
+    """
+    n_states = len(n_volumes)
+    height = 0.9 + 0.3 * n_states
+    figure = Figure(figsize=(8, height))
+    rect = (0.3, 0.45 / height, 0.67, 1 - 0.75 / height)
+    ax = _axes(figure, rect, "share of all with a state (%)", "")
+    at = np.arange(n_states)
+    colours = [colour_of(state) for state in range(n_states)]
+    for counts, shift, alpha in [(n_volumes, -0.2, 0.45), (n_particles, 0.2, 1.0)]:
+        share = 100 * counts / max(counts.sum(), 1)
+        ax.barh(at + shift, share, 0.36, color=colours, alpha=alpha)
+    names = [
+        f"{state}:  {n_volumes[state]:,} vol.  {n_particles[state]:,} part."
+        for state in range(n_states)
+    ]
+    ax.set(ylim=(n_states - 0.4, -0.6), title="pale: volumes; full colour: particles")
+    ax.title.set(fontsize=9, color=INK)
+    ax.set_yticks(at, names)
+    return figure
+
+
+def sketch_quality(group: NDArray, within: NDArray, between: NDArray) -> Figure:
+    """Plot how far particles' volumes are from their sketch volume, against any two sketch volumes.
+
+    Parameters
+    ----------
+    group
+        (q,) the sketch volume of each particle that was decoded for the check.
+    within
+        (q,) rms distance in the mask between that particle's volume and the sketch volume.
+    between
+        (n_pairs,) the same distance between random pairs of sketch volumes.
+    """
+    figure = Figure(figsize=(9.4, 3.6))
+    ax = _axes(figure, (0.07, 0.15, 0.4, 0.79), "rms distance in the mask", "share (%)")
+    edges = np.linspace(0, max(within.max(initial=0), between.max(initial=0), 1e-30), 31).tolist()
+    for values, colour, name in [
+        (between, GREY, "between sketch volumes"),
+        (within, "#4477AA", "particle to its sketch volume"),
+    ]:
+        weights = np.full(len(values), 100 / max(len(values), 1))
+        ax.hist(values, edges, weights=weights, color=colour, alpha=0.8, label=name)
+    ax.set_xlim(0, edges[-1])
+    ax.legend(frameon=False, fontsize=8)
+
+    ax = _axes(
+        figure, (0.56, 0.15, 0.42, 0.79), "groups, by their median", "rms distance in the mask"
+    )
+    groups = np.unique(group)
+    medians = np.array([np.median(within[group == g]) for g in groups])
+    rank = np.empty(len(groups), int)
+    rank[np.argsort(medians, kind="stable")] = np.arange(len(groups))
+    ax.plot(rank[np.searchsorted(groups, group)], within, "o", ms=3.5, color="#4477AA", alpha=0.6)
+    ax.plot(rank, medians, "_", ms=9, color=INK, label="median of the group")
+    top = max(within.max(initial=0), float(np.median(between)), 1e-30)
+    ax.axhline(np.median(between), color=GREY, ls="--", label="median between sketch volumes")
+    ax.set(ylim=(0, 1.3 * top), xticks=[])
+    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
