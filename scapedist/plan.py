@@ -106,7 +106,7 @@ def plan_decode(
         way_out = (
             f"Use --batch-size {fitting[0]} or less."
             if fitting
-            else f"Use --memory-limit {need(1) / GIB:.1f}GiB or more, or a smaller --box-size."
+            else f"Use --memory-limit {-(-need(1) // 2**20)}MiB or more, or a smaller --box-size."
         )
         raise ResourceError(
             f"Decoding {wanted} volume(s) of {box_size}^3 at a time needs "
@@ -140,8 +140,8 @@ def check_disk(needed_bytes: int, free_bytes: int, where: str) -> None:
     """
     if needed_bytes > free_bytes:
         raise ResourceError(
-            f"The volumes must fit on the disk. They take {needed_bytes / GIB:.1f} GiB, {where} "
-            f"has {free_bytes / GIB:.1f} GiB free. Use --store masked, --store-dtype float16, a "
+            f"The volumes must fit on the disk. They take {needed_bytes / GIB:.3g} GiB, {where} "
+            f"has {free_bytes / GIB:.3g} GiB free. Use --store masked, --store-dtype float16, a "
             "smaller --box-size or --sketch-size, or another disk."
         )
 
@@ -160,7 +160,7 @@ def parse_bytes(text: str) -> int:
     unit = text.strip().upper()[len(number) :]
     try:
         size = int(float(number) * units[unit])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         size = 0
     if size <= 0:
         raise ResourceError(f"A memory size is a number with a unit, as 16GiB. It is {text!r}.")

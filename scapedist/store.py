@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,9 @@ from scapedist.errors import ResourceError, RunError
 STAGES = ("sketch", "generate", "mask", "pca", "states", "report")
 GROUP = "landscape.zarr"
 FORMAT = 1
+_NO_PLACE = (
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY,
+)  # fmt: skip
 
 
 class RunStore:
@@ -43,8 +47,7 @@ class RunStore:
         self.directory = Path(directory)
         path = self.directory / GROUP
         if mode == "w-":
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self.group = zarr.create_group(path, attributes={"scapedist": {"format": FORMAT}})
+            self.group = self._make(path)
             return
         try:
             self.group = zarr.open_group(path, mode=cast(Any, mode))
@@ -63,7 +66,22 @@ class RunStore:
                 "Use the scapedist that wrote it, or start again in another --output."
             )
 
+    def _make(self, path: Path) -> zarr.Group:
+        """A new group, made aside and renamed: what has its name can be opened."""
+        with disk_errors(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f".{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            zarr.create_group(aside, attributes={"scapedist": {"format": FORMAT}})
+            aside.rename(path)
+        return zarr.open_group(path, mode="r+")
+
     # -- records
+
+    def _record(self, **records: Any) -> None:
+        """Replace some of the run's records."""
+        with disk_errors(self.directory):
+            self.group.attrs["scapedist"] = self._attributes() | records
 
     def _attributes(self) -> dict[str, Any]:
         return dict(cast(dict[str, Any], self.group.attrs.get("scapedist", {})))
@@ -75,7 +93,7 @@ class RunStore:
 
     def write_source(self, source: dict[str, Any]) -> None:
         """Record what the run is made from."""
-        self.group.attrs["scapedist"] = self._attributes() | {"source": source}
+        self._record(source=source)
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -86,9 +104,8 @@ class RunStore:
     def begin_stage(self, name: str, settings: dict[str, Any]) -> None:
         """Withdraw the records of a stage and of all after it; keep the settings now tried."""
         kept = {s: r for s, r in self.stages.items() if STAGES.index(s) < STAGES.index(name)}
-        attributes = self._attributes()
-        tried = attributes.get("settings", {}) | {name: {"settings": settings}}
-        self.group.attrs["scapedist"] = attributes | {"stages": kept, "settings": tried}
+        tried = self._attributes().get("settings", {}) | {name: {"settings": settings}}
+        self._record(stages=kept, settings=tried)
 
     def last_settings(self, name: str) -> dict[str, Any] | None:
         """The settings with which a stage was last begun, as ``{"settings": {...}}``."""
@@ -97,8 +114,7 @@ class RunStore:
 
     def finish_stage(self, name: str, record: dict[str, Any]) -> None:
         """Record a stage as complete."""
-        done = self.stages | {name: record}
-        self.group.attrs["scapedist"] = self._attributes() | {"stages": done}
+        self._record(stages=self.stages | {name: record})
 
     # -- arrays
 
@@ -125,17 +141,18 @@ class RunStore:
         """An empty array; what is missing reads as NaN, never as zero."""
         dtype = np.dtype(dtype)
         codecs = (ZstdCodec(level=1), Crc32cCodec()) if compress else (Crc32cCodec(),)
-        return self.group.create_array(
-            name,
-            shape=shape,
-            dtype=dtype,
-            chunks=tuple(max(1, size) for size in chunks),
-            fill_value=np.nan if dtype.kind == "f" else 0,
-            compressors=codecs,
-            dimension_names=dimensions,
-            overwrite=True,
-            config={"write_empty_chunks": True},
-        )
+        with disk_errors(self.directory):
+            return self.group.create_array(
+                name,
+                shape=shape,
+                dtype=dtype,
+                chunks=tuple(max(1, size) for size in chunks),
+                fill_value=np.nan if dtype.kind == "f" else 0,
+                compressors=codecs,
+                dimension_names=dimensions,
+                overwrite=True,
+                config={"write_empty_chunks": True},
+            )
 
     def __contains__(self, name: str) -> bool:
         return name in self.group
@@ -154,6 +171,11 @@ class RunStore:
             raise RunError(
                 f"{self.directory} has no {name}. `scapedist info {self.directory}` says what is "
                 "missing and which command makes it."
+            ) from None
+        except ValueError as error:
+            raise RunError(
+                f"The metadata of {name} in {self.directory} is damaged ({error}). Restore it, or "
+                "start again in another --output."
             ) from None
 
     def read(self, name: str) -> np.ndarray:
@@ -193,14 +215,18 @@ class RunStore:
         write_text(self.journal, "".join(json.dumps(line) + "\n" for line in lines))
 
     def journal_append(self, entry: dict[str, Any]) -> None:
-        """Record a batch, after its chunks were written."""
-        with disk_errors(self.directory), self.journal.open("a") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        """Record a batch, after its chunks were written; never on the rest of a cut line."""
+        with disk_errors(self.directory), self.journal.open("ab+") as stream:
+            stream.seek(max(stream.tell() - 1, 0))
+            after_cut = stream.read() not in (b"", b"\n")
+            stream.write(b"\n" * after_cut + json.dumps(entry).encode() + b"\n")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run against another command that would change it."""
-        with (self.directory / ".lock").open("w") as stream:
+        with disk_errors(self.directory):
+            stream = (self.directory / ".lock").open("w")
+        with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -208,6 +234,7 @@ class RunStore:
                     f"One command at a time changes a run. Another one is working on "
                     f"{self.directory}. Wait for it, or stop it."
                 ) from None
+            self.group = zarr.open_group(self.directory / GROUP, mode="r+")  # others may have written
             yield
 
 
@@ -249,7 +276,7 @@ def disk_errors(directory: Path) -> Iterator[None]:
                 f"The disk of {directory} is full. What was complete is kept. Make room, then "
                 "give the same command again: it resumes."
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in _NO_PLACE:
             raise ResourceError(
                 f"{directory} cannot be written to ({error.strerror}). Choose another --output."
             ) from None

@@ -59,7 +59,7 @@ def test_a_given_scheduler_gives_the_same_bytes(adk_workdir, undisturbed, tmp_pa
     file = tmp_path / "scheduler.json"
     where = ["--scheduler-file", str(file)]
     dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-dashboard"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads=1", "--no-dashboard"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
     started = [
         subprocess.Popen([*dask, "--port", "0", "--no-dashboard", *where], **quiet),
