@@ -110,18 +110,17 @@ def test_states_are_cryodrgns(cryodrgn_landscape, ours):
         np.testing.assert_array_equal(rows, load_pickle(f"{stem}_particle_ind.pkl"))
 
 
-def test_lidless_particles_are_a_state(adk_workdir, tmp_path):
-    """4 % of the particles lack the LID domain; the average linkage finds them as a state."""
+def test_lidless_particles_are_states_of_their_own(adk_workdir, tmp_path):
+    """4 % of the particles lack the LID domain; average linkage keeps them apart from the rest.
+
+    At some sketches they are one state, at others a closed and an open one.
+    """
     analyze(adk_workdir, 14, tmp_path / "run", n_workers=1, size=200, box_size=24)
     store = Run(tmp_path / "run").store
-    truth = np.load(adk_workdir / "truth.npz")["state"]
+    lidless = np.load(adk_workdir / "truth.npz")["state"] == 1
     labels = store.read("states/label")[store.read("sketch/assignment")]
-    lidless = truth == 1
-    best = max(range(labels.max() + 1), key=lambda state: (lidless & (labels == state)).sum())
-    chosen = labels == best
-    purity, recall = (
-        (lidless & chosen).sum() / chosen.sum(),
-        (lidless & chosen).sum() / lidless.sum(),
-    )
-    assert purity > 0.9
-    assert recall > 0.9
+    n_states = labels.max() + 1
+    purity = np.bincount(labels, lidless, n_states) / np.bincount(labels, minlength=n_states)
+    chosen = np.isin(labels, np.flatnonzero(purity > 0.5))
+    assert (lidless & chosen).sum() / chosen.sum() > 0.9
+    assert (lidless & chosen).sum() / lidless.sum() > 0.9

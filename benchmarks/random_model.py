@@ -1,0 +1,297 @@
+"""Writes work directories of cryoDRGN with random weights, of any architecture and size.
+
+The modules, configurations and pickles are cryoDRGN's own, as its training commands write them;
+only the training is missing. Tests and benchmarks decode from these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import cryodrgn.config
+import numpy as np
+import torch
+from cryodrgn.lattice import Lattice
+from cryodrgn.models import HetOnlyVAE, get_decoder
+from cryodrgn.models_ai import HyperVolume
+
+COMMANDS = ("train_vae", "train_dec", "abinit")
+ENCODINGS = (
+    "gaussian",
+    "linear_lowf",
+    "geom_ft",
+    "geom_full",
+    "geom_lowf",
+    "geom_nohighf",
+    "none",
+)
+DOMAINS = ("fourier", "hartley")
+ACTIVATIONS = {"relu": torch.nn.ReLU, "leaky_relu": torch.nn.LeakyReLU}
+
+
+def write_random_model(
+    workdir: str | Path,
+    command: str = "train_vae",
+    *,
+    box_size: int = 32,
+    layers: int = 3,
+    width: int = 64,
+    zdim: int = 8,
+    encoding: str = "gaussian",
+    pe_dim: int | None = None,
+    domain: str = "fourier",
+    activation: str = "relu",
+    latent_encoding: str | None = None,
+    extent: float = 0.5,
+    norm: tuple[float, float] = (0.0, 10.0),
+    mask_radius: int | None = None,
+    n_particles: int = 100,
+    with_indices: bool = False,
+    pixel_size_angstroms: float | None = 1.5,
+    epoch: int = 19,
+    seed: int = 0,
+) -> Path:
+    """Write a work directory and return its path.
+
+    Parameters
+    ----------
+    workdir
+        Directory to write into; made where it does not exist.
+    command
+        ``train_vae``, ``train_dec`` or ``abinit``.
+    box_size
+        Voxels along an edge, even.
+    layers, width
+        Hidden layers of the decoder and their width.
+    zdim
+        Dimension of the latents.
+    encoding, pe_dim, domain, activation
+        The decoder's, as the training commands name them. ``abinit`` has gaussian, hartley, relu.
+    latent_encoding
+        ``geom`` or None (``abinit`` only; its ``pe_type_conf``).
+    extent
+        Frequency of the lattice's last point.
+    norm
+        Mean and standard deviation of the data's Hartley coefficients.
+    mask_radius
+        Output mask of ``abinit`` in lattice points (default: half the box).
+    n_particles
+        Rows of the latents.
+    with_indices
+        Whether the training used ``--ind``: particles are then every other of a larger stack.
+    pixel_size_angstroms
+        Of the CTF file; None writes no CTF file.
+    epoch
+        Number in the files' names.
+    seed
+        Of the weights and the latents.
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    dataset = {
+        "particles": "particles.mrcs",
+        "invert_data": True,
+        "ind": None,
+        "datadir": None,
+        "ctf": None,
+    }
+    stack_size = 2 * n_particles if with_indices else n_particles
+    if with_indices:
+        dataset["ind"] = str(workdir / "ind.pkl")
+        _dump(workdir / "ind.pkl", np.arange(1, stack_size, 2))
+    if pixel_size_angstroms is not None:
+        dataset["ctf"] = str(workdir / "ctf.pkl")
+        _dump(workdir / "ctf.pkl", _ctf_table(stack_size, box_size, pixel_size_angstroms))
+
+    lattice = {"D": box_size + 1, "extent": extent, "ignore_DC": True}
+    config: dict[str, Any] = {"dataset_args": dataset, "lattice_args": lattice, "seed": seed}
+    config["cmd"] = ["cryodrgn", command]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if command == "abinit":
+            hypervolume = HyperVolume(
+                box_size + 1,
+                zdim,
+                layers,
+                width,
+                encoding,
+                box_size // 2 if pe_dim is None else pe_dim,
+                0.5,
+                "hartley",
+                pe_type_conf=latent_encoding,
+            )
+            _spread(hypervolume.mlp.main)
+            config |= _abinit_settings(hypervolume, norm)
+            checkpoint = _abinit_checkpoint(hypervolume, epoch, mask_radius or box_size // 2)
+        else:
+            dataset |= {
+                "norm": list(norm),
+                "window": True,
+                "window_r": 0.85,
+                "poses": "poses.pkl",
+                "do_pose_sgd": False,
+            }
+            settings: dict[str, Any] = {
+                "zdim": zdim,
+                "pe_type": encoding,
+                "pe_dim": pe_dim,
+                "feat_sigma": 0.5,
+                "domain": domain,
+                "activation": activation,
+            }
+            if command == "train_vae":
+                dataset["keepreal"] = False
+                settings |= {"players": layers, "pdim": width, **_tiny_encoder()}
+            else:
+                settings |= {"layers": layers, "dim": width}
+            config["model_args"] = settings
+            module = _make_module(config)
+            _spread(_decoder_layers(module))
+            checkpoint = {
+                "epoch": epoch,
+                "model_state_dict": module.state_dict(),
+                "optimizer_state_dict": torch.optim.Adam(module.parameters()).state_dict(),
+            }
+            if command == "train_dec":
+                checkpoint["norm"] = list(norm)
+    cryodrgn.config.save(config, "config.yaml", str(workdir))
+    torch.save(checkpoint, workdir / f"weights.{epoch}.pkl")
+    _write_latents(workdir / f"z.{epoch}.pkl", command, n_particles, zdim, seed)
+    return workdir
+
+
+def _tiny_encoder() -> dict[str, Any]:
+    """The settings of an encoder that takes next to no room: nothing here encodes images."""
+    return {
+        "qlayers": 1,
+        "qdim": 2,
+        "encode_mode": "resid",
+        "enc_mask": -1,
+        "tilt_params": {"tdim": 1024, "tlayers": 3, "t_emb_dim": 64, "ntilts": 10},
+    }
+
+
+def _make_module(config: dict[str, Any]) -> torch.nn.Module:
+    """The module that cryoDRGN makes of a configuration, with its own random weights."""
+    settings, lattice = config["model_args"], config["lattice_args"]
+    if "players" in settings:
+        return HetOnlyVAE.load(config)[0]
+    return get_decoder(
+        3 + settings["zdim"],
+        lattice["D"],
+        settings["layers"],
+        settings["dim"],
+        settings["domain"],
+        settings["pe_type"],
+        settings["pe_dim"],
+        ACTIVATIONS[settings["activation"]],
+        settings["feat_sigma"],
+    )
+
+
+def _decoder_layers(module: torch.nn.Module) -> torch.nn.Sequential:
+    """The linear layers and activations of a train_vae or train_dec module's decoder."""
+    decoder: Any = module.decoder if isinstance(module, HetOnlyVAE) else module
+    return decoder.main if hasattr(decoder, "main") else decoder.decoder.main
+
+
+def _spread(layers: torch.nn.Sequential) -> None:
+    """Scale weights so that values vary from point to point and from latent to latent.
+
+    As torch initialises them, values are nearly constant: volumes would be a peak at the origin,
+    beside which no error is seen.
+    """
+    ends: list[Any] = [getattr(layers[i], "linear", layers[i]) for i in (0, -1)]
+    first, last = ends
+    with torch.no_grad():
+        first.weight.mul_(4)
+        last.weight.mul_(10).sub_(last.weight.mean(dim=1, keepdim=True))
+        last.bias.zero_()
+
+
+def _abinit_settings(hypervolume: HyperVolume, norm: tuple[float, float]) -> dict[str, Any]:
+    return {
+        "model_args": {
+            "zdim": hypervolume.z_dim,
+            "use_conf_encoder": False,
+            "pe_type": hypervolume.pe_type,
+            "pe_dim": hypervolume.pe_dim,
+            "feat_sigma": hypervolume.feat_sigma,
+            "domain": hypervolume.domain,
+        },
+        "training": {"zdim": hypervolume.z_dim, "pe_type_conf": hypervolume.pe_type_conf},
+        "data_norm_mean": float(norm[0]),
+        "data_norm_std": float(norm[1]),
+    }
+
+
+def _abinit_checkpoint(hypervolume: HyperVolume, epoch: int, mask_radius: int) -> dict[str, Any]:
+    state = hypervolume.state_dict()
+    lattice = Lattice(hypervolume.D)
+    return {
+        "epoch": epoch,
+        "model_state_dict": {
+            "coords": lattice.coords,
+            "freqs2d": lattice.freqs2d,
+            **{f"hypervolume.{name}": value for name, value in state.items()},
+        },
+        "hypervolume_state_dict": state,
+        "hypervolume_params": hypervolume.get_building_params(),
+        "optimizers_state_dict": {
+            "hypervolume": torch.optim.Adam(hypervolume.parameters()).state_dict()
+        },
+        "output_mask_radius": mask_radius,
+    }
+
+
+def _ctf_table(n_rows: int, box_size: int, pixel_size_angstroms: float) -> np.ndarray:
+    """A CTF table (n_rows, 9) float32: D, A/px, dfU, dfV, angle, kV, Cs, w, phase."""
+    row = [box_size, pixel_size_angstroms, 15000, 14800, 30, 300, 2.7, 0.1, 0]
+    return np.tile(np.array(row, np.float32), (n_rows, 1))
+
+
+def _write_latents(path: Path, command: str, n_particles: int, zdim: int, seed: int) -> None:
+    """Latents as a command writes them: train_vae two float32 arrays, abinit one of float64."""
+    random = np.random.default_rng(seed)
+    latents = random.normal(size=(n_particles, zdim))
+    if command != "abinit":
+        latents = latents.astype(np.float32)
+    with path.open("wb") as stream:
+        pickle.dump(latents, stream)
+        if command == "train_vae":
+            pickle.dump(random.normal(-2, 0.3, (n_particles, zdim)).astype(np.float32), stream)
+
+
+def _dump(path: Path, data: np.ndarray) -> None:
+    with path.open("wb") as stream:
+        pickle.dump(data, stream)
+
+
+def main() -> None:
+    """Command line: write one work directory."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("workdir", type=Path, help="directory to write")
+    parser.add_argument("--command", choices=COMMANDS, default="train_vae")
+    parser.add_argument("--box-size", type=int, default=128, help="voxels along an edge")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--zdim", type=int, default=8)
+    parser.add_argument("--encoding", choices=ENCODINGS, default="gaussian")
+    parser.add_argument("--pe-dim", type=int)
+    parser.add_argument("--domain", choices=DOMAINS, default="fourier")
+    parser.add_argument("--activation", choices=tuple(ACTIVATIONS), default="relu")
+    parser.add_argument("--latent-encoding", choices=("geom",), help="abinit only")
+    parser.add_argument("--n-particles", type=int, default=1000)
+    parser.add_argument("--with-indices", action="store_true", help="as a training with --ind")
+    parser.add_argument("--epoch", type=int, default=19)
+    parser.add_argument("--seed", type=int, default=0)
+    options = vars(parser.parse_args())
+    workdir = write_random_model(**options)
+    print(f"{workdir}: {options['command']}, epoch {options['epoch']}")
+
+
+if __name__ == "__main__":
+    main()
