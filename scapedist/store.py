@@ -13,14 +13,17 @@ import errno
 import fcntl
 import json
 import os
+import sys
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
 
 from scapedist.errors import ResourceError, RunError
 
@@ -234,27 +237,71 @@ class RunStore:
                     f"One command at a time changes a run. Another one is working on "
                     f"{self.directory}. Wait for it, or stop it."
                 ) from None
-            self.group = zarr.open_group(self.directory / GROUP, mode="r+")  # others may have written
+            # what another command recorded meanwhile must not be lost
+            self.group = zarr.open_group(self.directory / GROUP, mode="r+")
             yield
 
 
 def read_rows(array: zarr.Array, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-    """Rows of an array as numpy, with a plain error where a chunk is damaged.
+    """Rows of an array as numpy, checksums checked.
+
+    A volume is one chunk, and Zarr takes most of a millisecond for each, whatever its size; plain
+    chunks of a local store are therefore read straight into the result.
+
+    Parameters
+    ----------
+    array
+        Of the run.
+    rows
+        A slice of step 1, or row numbers (m,).
 
     Raises
     ------
     RunError
-        Where a checksum does not fit.
+        Where a checksum does not fit or a chunk is cut short.
     """
     try:
-        if isinstance(rows, slice):
-            return np.asarray(array[rows])
-        return np.asarray(array.oindex[rows])
+        if _is_plain(array):
+            numbers = np.arange(array.shape[0])[rows]
+            result = np.empty((len(numbers), *array.shape[1:]), array.dtype)
+            for number, row in zip(numbers.tolist(), result, strict=True):
+                _read_plain_chunk(array, number, row)
+            return result
+        return np.asarray(array[rows] if isinstance(rows, slice) else array.oindex[rows])
     except (ValueError, RuntimeError, OSError) as error:
         raise RunError(
             f"{array.store_path} is damaged ({error}). `scapedist verify RUN` says which volumes "
             "are; `scapedist generate RUN` then makes them again."
         ) from None
+
+
+def _is_plain(array: zarr.Array) -> bool:
+    """Whether each row is one chunk, uncompressed, in a local store: float volumes."""
+    return (
+        isinstance(array.store, LocalStore)
+        and array.ndim > 1
+        and array.chunks == (1, *array.shape[1:])
+        and array.dtype.kind == "f"
+        and [type(codec) for codec in array.compressors] == [Crc32cCodec]
+        and sys.byteorder == "little"
+    )
+
+
+def _read_plain_chunk(array: zarr.Array, number: int, row: np.ndarray) -> None:
+    """Read a chunk, its values and then their CRC-32C, into a row; NaN where it is missing."""
+    key = array.metadata.encode_chunk_key((number,) + (0,) * (array.ndim - 1))
+    try:
+        with (cast(LocalStore, array.store).root / array.path / key).open("rb") as stream:
+            target = row.reshape(-1).view(np.uint8)
+            n_bytes = stream.readinto(target.data)
+            stored = stream.read()
+    except FileNotFoundError:
+        row[...] = np.nan
+        return
+    if n_bytes != row.nbytes or len(stored) != 4:
+        raise ValueError(f"chunk {number} has {n_bytes + len(stored)} bytes")
+    if google_crc32c.value(target) != int.from_bytes(stored, "little"):
+        raise ValueError(f"the checksum of chunk {number} does not fit")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -74,7 +75,8 @@ class Distributed(Serial):
         self._cluster: Any = None
         self._failure: BaseException | None = None
         if scheduler is None:
-            start_forkserver()
+            with _main_module_left_alone():
+                start_forkserver()
         # local workers start while the caller goes on reading and sketching
         self._starting = threading.Thread(target=self._start, daemon=True)
         self._starting.start()
@@ -92,7 +94,8 @@ class Distributed(Serial):
         from distributed import Client, LocalCluster
 
         _quiet()
-        with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        forked = {"distributed.worker.multiprocessing-method": "forkserver"}
+        with dask.config.set(forked), _main_module_left_alone():
             self._cluster = LocalCluster(
                 n_workers=self.n_workers,
                 threads_per_worker=1,
@@ -242,6 +245,22 @@ def start_forkserver() -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "zarr", "distributed", "scapedist.landscape.batches"])
     forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _main_module_left_alone() -> Iterator[None]:
+    """Start processes that do not run the caller's script again.
+
+    multiprocessing would import it in each worker: slow for the command line, and an error for a
+    script without ``if __name__ == "__main__"``. Workers need nothing of it.
+    """
+    main = sys.modules["__main__"].__dict__
+    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Begin = Callable[[], None]
 """Called before a stage's first write: until then a bad option costs nothing."""
-READ_BYTES = 64 * 2**20
+READ_BYTES = 16 * 2**20
 """Volumes are read in blocks of about this size."""
 N_PAIRS = 200
 """Random pairs of sketch volumes that the distances within groups are compared with."""

@@ -165,6 +165,8 @@ def volumes_from_values(values: torch.Tensor, lattice: Lattice) -> torch.Tensor:
     (n, d, d, d) tensor of the same dtype, axes z, y, x.
     """
     d = lattice.box_size
+    if len(values) == 0:  # some FFT libraries refuse an empty batch
+        return values.new_empty((0, d, d, d))
     direct, mirror, sign = _gather(lattice, values.device, values.dtype)
     shape = (len(values), d, d, d // 2 + 1)
     here = values.index_select(1, direct).view(shape)

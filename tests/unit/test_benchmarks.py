@@ -1,0 +1,64 @@
+"""The benchmarks at their tiny size, so that none rots."""
+
+import json
+
+import decode
+import machine
+import pytest
+import random_model
+import torch
+
+from scapedist import open_model
+
+
+def test_decode(tmp_path, capsys):
+    before = torch.get_num_threads()
+    rows = decode.run("tiny", tmp_path / "new" / "decode.json", threads=[1])
+    assert torch.get_num_threads() == before
+    assert [row["model"] for row in rows] == [case.name for case in decode.SIZES["tiny"]]
+    for row in rows:
+        assert row["relative_error"] < 1e-5
+        assert row["times_as_fast"] > 0
+        assert row["fraction"] > 0
+    written = json.loads((tmp_path / "new" / "decode.json").read_text())
+    assert written["rows"] == rows
+    assert written["machine"]["versions"]["cryodrgn"]
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert "times_as_fast" in header
+    assert len(lines) == len(rows)
+
+
+def test_one_model_alone():
+    name = decode.SIZES["tiny"][1].name
+    assert [row["model"] for row in decode.run("tiny", None, [1], name)] == [name]
+
+
+def test_the_machine_is_described(capsys):
+    described = machine.describe()
+    json.dumps(described)
+    assert {"processor", "cores", "threads", "versions", "date", "command"} <= set(described)
+    assert machine.matrix_rate(1, sizes=(64,), n_repeats=2) > 0
+    machine.print_table([{"a": 1, "b": 0.5}, {"a": "x", "b": 2e-7}])
+    assert capsys.readouterr().out.splitlines() == ["a        b", "1      0.5", "x  2.0e-07"]
+    machine.print_table([])
+
+
+@pytest.mark.parametrize("command", random_model.COMMANDS)
+def test_random_models_from_the_command_line(tmp_path, monkeypatch, capsys, command):
+    options = f"--command {command} --box-size 8 --width 8 --zdim 2 --n-particles 5 --with-indices"
+    monkeypatch.setattr("sys.argv", ["random_model.py", str(tmp_path), *options.split()])
+    random_model.main()
+    assert "epoch 19" in capsys.readouterr().out
+    model = open_model(tmp_path, 19)
+    assert model.latents.shape == (5, 2)
+    assert model.stack_indices.tolist() == [1, 3, 5, 7, 9]
+
+
+def test_random_models_are_the_same_for_the_same_seed(tmp_path):
+    first, again, other = (
+        open_model(random_model.write_random_model(tmp_path / name, box_size=8, seed=seed), 19)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert (first.latents == again.latents).all()
+    assert (first.decode(first.latents[:1]) == again.decode(first.latents[:1])).all()
+    assert (first.decode(first.latents[:1]) != other.decode(first.latents[:1])).any()

@@ -1,0 +1,140 @@
+"""The field apart from any outside reference: blocks, batches, precisions, bad input."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scapedist import open_model
+from scapedist.errors import InputError
+from scapedist.model import field as field_module
+from scapedist.model.field import DTYPES, Field, check_dtype, check_latents
+
+
+@pytest.fixture(scope="module")
+def model(small_workdir):
+    return open_model(small_workdir, 19)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100, 10**6])
+def test_blocks_of_any_size_give_the_same(model, monkeypatch, rows):
+    latents = model.latents[:3]
+    wanted = Field(model.decoder, dtype="float64").decode(latents)
+    monkeypatch.setattr(Field, "block_rows", lambda self: rows)
+    found = Field(model.decoder, dtype="float64").decode(latents)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12 * wanted.abs().max().item())
+
+
+def test_a_kept_first_layer_changes_nothing(model, monkeypatch):
+    """Kept between batches or computed again, at one box after another."""
+    keeping = Field(model.decoder)
+    monkeypatch.setattr(field_module, "CACHE_BYTES", 0)
+    computing = Field(model.decoder)
+    for box_size in (16, 10, 10, 16):
+        for latents in (model.latents[:2], model.latents[2:3]):
+            torch.testing.assert_close(
+                keeping.decode(latents, box_size),
+                computing.decode(latents, box_size),
+                rtol=0,
+                atol=0,
+            )
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(range(6)), cut=st.integers(1, 5))
+def test_any_order_and_any_cut_into_batches_gives_the_same_bytes(model, order, cut):
+    whole = model.decode(model.latents[:6])
+    latents = model.latents[np.array(order)]
+    parts = np.concatenate([model.decode(latents[:cut]), model.decode(latents[cut:])])
+    np.testing.assert_array_equal(parts, whole[np.array(order)])
+
+
+def test_no_latents_give_no_volumes(model):
+    assert model.decode(np.zeros((0, 3))).shape == (0, 16, 16, 16)
+
+
+def test_latents_of_any_layout_and_type_are_taken(model):
+    latents = np.array([[1, -2, 0], [0, 3, 1]])
+    wanted = model.decode(latents.astype(np.float32))
+    for same in (latents, latents.astype(np.float64), latents.tolist(), np.asfortranarray(latents)):
+        np.testing.assert_array_equal(model.decode(same), wanted)
+    np.testing.assert_array_equal(model.decode(latents[0])[0], wanted[0])
+    wide = np.zeros((2, 6), np.float32)
+    wide[:, ::2] = latents
+    np.testing.assert_array_equal(model.decode(wide[:, ::2]), wanted)
+
+
+def test_latents_are_not_changed(model):
+    latents = model.latents[:2].copy()
+    model.decode(latents)
+    np.testing.assert_array_equal(latents, model.latents[:2])
+
+
+@pytest.mark.parametrize("dtype", [name for name in DTYPES if name != "tf32"])
+def test_volumes_are_float32_but_of_a_float64_field(model, dtype):
+    volumes = Field(model.decoder, dtype=dtype).decode(model.latents[:1])
+    assert volumes.dtype == (torch.float64 if dtype == "float64" else torch.float32)
+    assert not volumes.is_inference()
+    assert model.decode(model.latents[:1], dtype=dtype).dtype == np.float32
+    assert torch.isfinite(volumes).all()
+
+
+def test_a_decoder_travels_to_other_processes(model):
+    decoder = pickle.loads(pickle.dumps(model.decoder))
+    latents = model.latents[:2]
+    torch.testing.assert_close(
+        Field(decoder).decode(latents), Field(model.decoder).decode(latents), rtol=0, atol=0
+    )
+
+
+def test_counts(model):
+    decoder = model.decoder
+    assert decoder.hidden_size == 16
+    assert decoder.flops_per_point == 2 * (16 * 16 + 16 * 16 + 2 * 16)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "latents",
+    [
+        np.zeros((2, 4)),
+        np.zeros((3, 2, 3)),
+        np.zeros(2),
+        np.array([["a", "b", "c"]]),
+        np.array([[None, 1, 2]]),
+        np.zeros((1, 3), complex),
+    ],
+    ids=["wide", "3-D", "short", "text", "objects", "complex"],
+)
+def test_latents_of_another_kind_are_refused(model, latents):
+    with pytest.raises(InputError, match=r"latent dimension, 3\. .*of shape \(n, 3\)"):
+        model.decode(latents)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_latents_that_are_not_numbers_are_refused(model, value):
+    latents = np.zeros((5, 3))
+    latents[2, 1] = latents[4, 0] = value
+    with pytest.raises(InputError, match=r"2 rows are not, row 2 first\. Remove these rows"):
+        model.decode(latents)
+    with pytest.raises(InputError, match="2 rows"):
+        check_latents(latents, 3)
+
+
+@pytest.mark.parametrize("box_size", [15, 18, -2, 1])
+def test_boxes_that_the_model_cannot_give_are_refused(model, box_size):
+    with pytest.raises(InputError, match="Choose an even number up to 16"):
+        model.decode(model.latents[:1], box_size)
+
+
+def test_precisions_that_there_are_not_are_refused(model):
+    with pytest.raises(InputError, match=r"one of float64, float32.*It is 'float8'"):
+        model.decode(model.latents[:1], dtype="float8")
+    with pytest.raises(InputError, match=r"tf32 needs a GPU.*Use float32"):
+        Field(model.decoder, dtype="tf32")
+    check_dtype("tf32", "cuda")

@@ -1,0 +1,100 @@
+"""Linkage and cutting against scikit-learn's and SciPy's own."""
+
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import cdist
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.metrics import adjusted_rand_score
+
+from scapedist.analysis.gram import gram_matrix
+from scapedist.analysis.linkage import LINKAGES, cut, link
+from scapedist.errors import InputError
+
+N = 60
+
+
+@pytest.fixture(scope="module")
+def volumes():
+    """Rows (60, 300) float32 in a few loose groups, with a large common mean."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(5, 300))
+    rows = centers[rng.integers(0, 5, N)] + 0.6 * rng.normal(size=(N, 300))
+    return (100 + rows).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def squared_distances(volumes):
+    return gram_matrix(lambda start, stop: volumes[start:stop], N, 16).squared_distances
+
+
+@pytest.mark.parametrize("n_states", [1, 2, 3, 7, 20, N - 1, N])
+@pytest.mark.parametrize("method", LINKAGES)
+def test_states_are_those_of_sklearn(volumes, squared_distances, method, n_states):
+    labels = cut(link(squared_distances, method), n_states)
+    model = AgglomerativeClustering(n_states, linkage=method)
+    theirs = model.fit_predict(volumes.astype(np.float64))
+    assert adjusted_rand_score(labels, theirs) == 1
+    assert len(set(labels)) == n_states
+
+
+@pytest.mark.parametrize("method", LINKAGES)
+def test_the_tree_is_scipys_on_the_volumes_themselves(volumes, squared_distances, method):
+    tree = link(squared_distances, method)
+    exact = linkage(volumes.astype(np.float64), method)
+    np.testing.assert_array_equal(tree[:, [0, 1, 3]], exact[:, [0, 1, 3]])
+    np.testing.assert_allclose(tree[:, 2], exact[:, 2], rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", LINKAGES)
+def test_cuts_are_scipys(squared_distances, method):
+    tree = link(squared_distances, method)
+    for n_states in range(1, N + 1):
+        theirs = fcluster(tree, n_states, "maxclust")
+        assert adjusted_rand_score(cut(tree, n_states), theirs) == 1
+
+
+@pytest.mark.parametrize("method", LINKAGES)
+@pytest.mark.parametrize("case", ["all alike", "a grid", "duplicates"])
+def test_exactly_as_many_states_as_asked_for(method, case):
+    """fcluster gives fewer where merges tie; here every number can be had."""
+    points = {
+        "all alike": np.zeros((12, 2)),
+        "a grid": np.stack(np.meshgrid(range(4), range(3)), -1).reshape(12, 2) * 1.0,
+        "duplicates": np.repeat(np.random.default_rng(1).normal(size=(4, 2)), 3, axis=0),
+    }[case]
+    tree = link(cdist(points, points, "sqeuclidean"), method)
+    for n_states in range(1, 13):
+        labels = cut(tree, n_states)
+        assert labels.dtype == np.int32
+        assert labels.shape == (12,)
+        first = [np.flatnonzero(labels == state)[0] for state in range(n_states)]
+        assert first == sorted(first)  # numbered by their first member, none empty
+        assert labels.max() == n_states - 1
+
+
+@pytest.mark.parametrize("method", LINKAGES)
+def test_more_states_split_states(squared_distances, method):
+    tree = link(squared_distances, method)
+    for n_states in range(1, N):
+        coarse, fine = cut(tree, n_states), cut(tree, n_states + 1)
+        assert len(set(zip(coarse, fine, strict=True))) == n_states + 1
+
+
+def test_a_long_chain():
+    """A tree as deep as there are volumes."""
+    points = np.cumsum(np.arange(2000.0))[:, None]
+    labels = cut(link(cdist(points, points, "sqeuclidean"), "single"), 3)
+    assert np.bincount(labels).tolist() == [1998, 1, 1]
+
+
+@pytest.mark.parametrize("n_states", [-1, 0, 13, 1000])
+def test_impossible_numbers(n_states):
+    tree = link(cdist(*[np.random.default_rng(2).normal(size=(12, 3))] * 2, "sqeuclidean"))
+    with pytest.raises(InputError, match=f"{n_states} states were asked for, there are 12"):
+        cut(tree, n_states)
+
+
+def test_an_unknown_method():
+    with pytest.raises(InputError, match="average, ward, complete, single. It is 'centroid'"):
+        link(np.zeros((3, 3)), "centroid")

@@ -1,0 +1,115 @@
+"""The arithmetic of a run: batches, what fits, and what a refusal tells."""
+
+import re
+
+import pytest
+
+from scapedist.errors import ResourceError
+from scapedist.plan import (
+    BATCH_VOLUMES,
+    BLOCK_BYTES,
+    GIB,
+    DecodePlan,
+    batches,
+    block_rows,
+    check_disk,
+    parse_bytes,
+    plan_decode,
+    worker_bytes,
+)
+
+PAPER = {"n_volumes": 500, "box_size": 128, "n_slots": 549_000, "n_weights": 3_300_000}
+
+
+def plan(**changes) -> DecodePlan:
+    return plan_decode(**PAPER | {"cached_bytes": 0, "voxel_bytes": 4} | changes)
+
+
+def test_batches():
+    assert batches(10, 4) == [(0, 4), (4, 8), (8, 10)]
+    assert batches(8, 4) == [(0, 4), (4, 8)]
+    assert batches(3, 10) == [(0, 3)]
+    assert batches(0, 4) == []
+
+
+def test_without_a_limit_batches_have_the_usual_size():
+    made = plan()
+    assert made.batch_size == BATCH_VOLUMES
+    assert made.n_batches == 63
+    assert made.worker_bytes == worker_bytes(BATCH_VOLUMES, 128, 549_000, 3_300_000, 0)
+    assert plan(batch_size=100).batch_size == 100
+
+
+def test_a_limit_makes_batches_smaller():
+    need = worker_bytes(3, 128, 549_000, 3_300_000, 0)
+    assert plan(memory_limit=need).batch_size == 3
+    assert plan(memory_limit=need - 1).batch_size == 2
+
+
+def test_disk_is_what_is_stored():
+    whole = plan().disk_bytes
+    assert whole == pytest.approx(500 * 128**3 * 4, rel=1e-5)
+    assert plan(voxel_bytes=2).disk_bytes == pytest.approx(whole / 2, rel=1e-5)
+    assert plan(n_voxels=162_210).disk_bytes == pytest.approx(500 * 162_210 * 4, rel=1e-4)
+
+
+def test_a_batch_that_does_not_fit_names_one_that_does():
+    need = worker_bytes(5, 128, 549_000, 3_300_000, 0)
+    with pytest.raises(ResourceError, match=r"Decoding 64 volume\(s\) of 128\^3") as caught:
+        plan(batch_size=64, memory_limit=need)
+    named = int(re.search(r"--batch-size (\d+) or less", str(caught.value))[1])
+    assert named == 5
+    assert plan(batch_size=named, memory_limit=need).batch_size == 5
+
+
+@pytest.mark.parametrize("n_weights", [1_000, 3_300_000, 20_000_000])
+def test_a_limit_that_is_too_small_names_one_that_suffices(n_weights):
+    with pytest.raises(ResourceError, match="Decoding 1 volume") as caught:
+        plan(memory_limit=100 * 2**20, n_weights=n_weights)
+    named = parse_bytes(re.search(r"--memory-limit (\S+) or more", str(caught.value))[1])
+    made = plan(memory_limit=named, n_weights=n_weights)
+    assert made.batch_size == 1
+    assert named < made.worker_bytes + 2**20  # and asks for no more than it must
+
+
+def test_block_rows():
+    assert block_rows(162_210) * 162_210 * 8 <= BLOCK_BYTES
+    assert (block_rows(162_210) + 1) * 162_210 * 8 > BLOCK_BYTES
+    assert block_rows(162_210, 4 * GIB) > block_rows(162_210, GIB) > 1
+    assert block_rows(10**9, 2**20) == 1  # one row at least
+    assert block_rows(0) >= 1
+
+
+def test_disk_is_checked():
+    check_disk(10 * GIB, 10 * GIB, "runs")
+    with pytest.raises(ResourceError, match=r"take 10 GiB, runs has 2\.5 GiB free"):
+        check_disk(10 * GIB, int(2.5 * GIB), "runs")
+    with pytest.raises(ResourceError, match=r"take 0\.00977 GiB, runs has 0\.00391 GiB free"):
+        check_disk(10 * 2**20, 4 * 2**20, "runs")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("16GiB", 16 * 2**30),
+        ("16 GiB", 16 * 2**30),
+        ("500MB", 500_000_000),
+        ("1.5 gb", 1_500_000_000),
+        ("2e9", 2_000_000_000),
+        (" 7 ", 7),
+        ("1TiB", 2**40),
+        ("8B", 8),
+        ("3KB", 3000),
+    ],
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "GiB", "x", "-5GB", "0", "nan", "inf", "1e999", "5IB", "1.2.3GB", "0.4B", "5 apples"],
+)
+def test_no_sizes(text):
+    with pytest.raises(ResourceError, match="a number with a unit"):
+        parse_bytes(text)
