@@ -57,7 +57,7 @@ def mask_from_claims(
     InputError
         Where no voxel is left.
     """
-    core = claims >= max(1, int(np.ceil(min_fraction * n_volumes)))
+    core = (claims > 0) & (claims / n_volumes >= min_fraction)
     if not core.any():
         raise InputError(
             f"A mask needs voxels. Not one is claimed by {min_fraction:.3g} of {n_volumes} volumes "

@@ -192,19 +192,18 @@ def test_no_more_than_two_blocks_are_read_and_held():
     assert peak < n * p * 4  # less than the rows themselves
 
 
-@pytest.mark.parametrize("n", [3, 400])
+@pytest.mark.parametrize("n", [3, 5])
 def test_a_few_leading_pairs_of_a_large_matrix(n):
-    """Lanczos and LAPACK, told apart by size and fraction, find the spectrum that was put in."""
+    """Lanczos finds the spectrum that was put in, the same at every call."""
     size = 3100
     rng = np.random.default_rng(6)
     basis = np.linalg.qr(rng.normal(size=(size, 5)))[0]
     values = np.array([900.0, 500.0, 499.0, 80.0, 7.0])
     matrix = (basis * (values - 1)) @ basis.T + np.eye(size)
-    found, vectors = leading_eigenpairs(matrix, min(n, 5))
-    m = min(n, 5)
-    np.testing.assert_allclose(found, values[:m], rtol=1e-10)
-    np.testing.assert_allclose(np.abs(np.sum(vectors * basis[:, :m], 0)), 1, atol=1e-9)
-    np.testing.assert_array_equal(leading_eigenpairs(matrix, m)[1], vectors)
+    found, vectors = leading_eigenpairs(matrix, n)
+    np.testing.assert_allclose(found, values[:n], rtol=1e-10)
+    np.testing.assert_allclose(np.abs(np.sum(vectors * basis[:, :n], 0)), 1, atol=1e-9)
+    np.testing.assert_array_equal(leading_eigenpairs(matrix, n)[1], vectors)
 
 
 @pytest.mark.parametrize("n", [1, 7, 20])

@@ -1,0 +1,54 @@
+"""What a run takes is what its plan says, and does not grow with the sketch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from random_model import write_random_model
+
+RUN = """
+import json, resource, sys
+from scapedist.landscape import analyze
+workdir, epoch, output, size, box_size, store = sys.argv[1:]
+analyze(workdir, int(epoch), output, n_workers=1, size=int(size), box_size=int(box_size),
+        store=store, states=4)
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+"""
+GENERATE = """
+import json, resource, sys
+from scapedist.landscape import Run
+from scapedist.landscape.generate import plan_generation
+from scapedist.landscape.settings import GenerateSettings
+workdir, output, box_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+run = Run.create(workdir, 19, output)
+run.sketch(size=10, quality_groups=1, quality_members=1)
+run.generate(box_size=box_size)
+plan = plan_generation(run.model.decoder, box_size, GenerateSettings(), 10, None)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps([peak, plan.worker_bytes]))
+"""
+
+
+def run_python(code: str, *arguments: object):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("box_size", "width"), [(32, 32), (96, 16), (128, 8)])
+def test_a_worker_takes_at_most_what_was_planned(tmp_path, box_size, width):
+    workdir = write_random_model(
+        tmp_path / "model", box_size=box_size, layers=1, width=width, zdim=2, n_particles=40
+    )
+    peak, planned = run_python(GENERATE, workdir, tmp_path / "run", box_size)
+    assert peak <= planned
+    assert peak >= 0.4 * planned  # the plan is no wild guess
+
+
+def test_peak_does_not_grow_with_the_sketch(adk_workdir, tmp_path):
+    peaks = [
+        run_python(RUN, adk_workdir, 14, tmp_path / str(size), size, 24, "masked")
+        for size in (100, 400)
+    ]
+    assert peaks[1] < 1.1 * peaks[0]
