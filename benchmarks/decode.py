@@ -55,34 +55,45 @@ SIZES = {
     "small": (
         Case("bundled", 48, 128, 16, 7),
         Case("D=64 3x256", 64, 256, 8, 5),
-        Case("D=64 3x1024", 64, 1024, 2, 3),
+        Case("D=64 3x1024", 64, 1024, 3, 2),
     ),
     "full": (
         Case("bundled", 48, 128, 16, 15),
         Case("D=64 3x256", 64, 256, 8, 9),
-        Case("D=64 3x1024", 64, 1024, 2, 5),
+        Case("D=64 3x1024", 64, 1024, 4, 5),
         Case("D=128 3x256", 128, 256, 4, 3),
         Case("D=128 3x512", 128, 512, 2, 2),
-        Case("D=128 3x1024", 128, 1024, 1, 2),
+        Case("D=128 3x1024", 128, 1024, 3, 2),
     ),
 }
 
 
 def measure(case: Case, workdir: Path, epoch: int, threads: int) -> dict[str, Any]:
-    """One row of the table: both programs' times for a volume, their ratio and difference."""
+    """One row of the table: both programs' times for a volume, their ratio and difference.
+
+    Times are medians and so is their ratio; ``at_best`` is the ratio of the shortest times, which
+    other work on the machine disturbs least.
+    """
     model = open_model(workdir, epoch)
     field = Field(model.decoder)
     reference = reference_decoder(model)
     latents = model.latents[: case.n_volumes]
+    volumes: dict[str, np.ndarray] = {}
+
+    def ours() -> None:
+        volumes["ours"] = field.decode(latents).numpy()
+
+    def theirs() -> None:
+        volumes["theirs"] = reference(latents[0], model.box_size)
+
+    seconds, seconds_cryodrgn, rates = [], [], []
     with n_threads(threads):
-        ours = field.decode(latents[:1])[0].numpy()  # also the first call's own cost
-        theirs = reference(latents[0], model.box_size)
-        error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-        seconds, seconds_cryodrgn, rates = [], [], []
+        field.lattice()
         for _ in range(case.n_rounds):
-            seconds.append(seconds_of(lambda: field.decode(latents)) / len(latents))
+            seconds.append(seconds_of(ours) / len(latents))
             rates.append(matrix_rate(threads, (1024,), 5))
-            seconds_cryodrgn.append(seconds_of(lambda: reference(latents[0], model.box_size)))
+            seconds_cryodrgn.append(seconds_of(theirs))
+    difference = np.linalg.norm(volumes["ours"][0] - volumes["theirs"])
     operations = field.lattice().n_points * model.decoder.flops_per_point
     achieved = [operations / t / 1e9 for t in seconds]
     return {
@@ -91,7 +102,8 @@ def measure(case: Case, workdir: Path, epoch: int, threads: int) -> dict[str, An
         "cryodrgn_seconds": statistics.median(seconds_cryodrgn),
         "scapedist_seconds": statistics.median(seconds),
         "times_as_fast": statistics.median(seconds_cryodrgn) / statistics.median(seconds),
-        "relative_error": error,
+        "at_best": min(seconds_cryodrgn) / min(seconds),
+        "relative_error": float(difference / np.linalg.norm(volumes["theirs"])),
         "gflops": statistics.median(achieved),
         "matrix_gflops": statistics.median(rates),
         "fraction": statistics.median(a / b for a, b in zip(achieved, rates, strict=True)),

@@ -10,11 +10,11 @@ __all__ = ["Model", "Run", "ScapedistError", "open_model"]
 if TYPE_CHECKING:
     from scapedist.errors import ScapedistError
     from scapedist.landscape import Run
-    from scapedist.model.checkpoint import Model, open_model
+    from scapedist.model.workdir import Model, open_model
 
 _HOMES = {
-    "Model": "scapedist.model.checkpoint",
-    "open_model": "scapedist.model.checkpoint",
+    "Model": "scapedist.model.workdir",
+    "open_model": "scapedist.model.workdir",
     "Run": "scapedist.landscape",
     "ScapedistError": "scapedist.errors",
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from scapedist.errors import InputError
+
 
 def kmeans(
     points: np.ndarray, n_clusters: int, seed: int, max_iterations: int, n_starts: int = 1
@@ -20,7 +22,19 @@ def kmeans(
     -------
     centers : (n_clusters, k) float64
     labels : (n,) int32
+
+    Raises
+    ------
+    InputError
+        Where the number of groups or the seed cannot be.
     """
+    if not 1 <= n_clusters <= len(points):
+        raise InputError(
+            f"k-means makes from 1 to as many groups as there are points, {len(points)}. "
+            f"{n_clusters} were asked for. Use --states {len(points)} or less."
+        )
+    if not 0 <= seed < 2**32:
+        raise InputError(f"The seed of k-means is from 0 to {2**32 - 1}. It is {seed}.")
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 

@@ -13,8 +13,8 @@ import errno
 import fcntl
 import json
 import os
-import sys
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast

@@ -37,6 +37,10 @@ class Serial:
             for number, task in enumerate(tasks):
                 yield number, work(shared, task)
 
+    def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of one call, made where torch is loaded already and files can be read."""
+        return work(*arguments)
+
     def close(self) -> None:
         """Nothing to release."""
 
@@ -178,6 +182,12 @@ class Distributed(Serial):
         finally:
             client.cancel(futures, force=True)
 
+    def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of one call, made by a local worker; here, if the workers may be far."""
+        if self._scheduler is not None:
+            return work(*arguments)
+        return self.connected().submit(work, *arguments, pure=False).result()
+
     def close(self) -> None:
         """Release the client, and the workers where they are our own."""
         self._starting.join()
@@ -243,7 +253,9 @@ def start_forkserver() -> None:
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "zarr", "distributed", "scapedist.landscape.batches"])
+    context.set_forkserver_preload(
+        ["torch", "zarr", "distributed", "scapedist.landscape.batches", "scapedist.model.field"]
+    )
     forkserver.ensure_running()
 
 
@@ -255,7 +267,7 @@ def _main_module_left_alone() -> Iterator[None]:
     script without ``if __name__ == "__main__"``. Workers need nothing of it.
     """
     main = sys.modules["__main__"].__dict__
-    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    hidden: dict[str, Any] = {n: main.pop(n) for n in ("__file__", "__spec__") if n in main}
     main["__spec__"] = None
     try:
         yield

@@ -69,10 +69,13 @@ def make_sketch(
     Raises
     ------
     InputError
-        Where there are fewer (distinct) particles than representatives wanted.
+        Where there are fewer (distinct) particles than representatives wanted, or the method or
+        the seed is none.
     """
     if method not in METHODS:
         raise InputError(f"A sketch method is one of {', '.join(METHODS)}. It is {method!r}.")
+    if seed < 0:
+        raise InputError(f"A seed is 0 or more. It is {seed}.")
     rows = np.arange(len(latents))
     if excluded is not None:
         rows = np.delete(rows, excluded)

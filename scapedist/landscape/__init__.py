@@ -70,7 +70,8 @@ def analyze(
         from scapedist.landscape.settings import by_stage
 
         chosen = by_stage(options)
-        run = Run.create(workdir, epoch, output, progress, overwrite)
+        local = scheduler is None and workers.n_workers > 1  # they read the weights
+        run = Run.create(workdir, epoch, output, progress, overwrite, check_weights=not local)
         run.sketch(**chosen["sketch"])
         if on_workers is not None:
             on_workers(workers)

@@ -6,17 +6,18 @@ import errno
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
-import torch
 import zarr
 
 from scapedist.analysis.mask import density_percentile
 from scapedist.errors import ResourceError, RunError
-from scapedist.model.field import Decoder, Field
-from scapedist.model.hartley import volumes_from_values
+from scapedist.model.decoder import Decoder
+
+if TYPE_CHECKING:  # what sends batches starts without torch
+    from scapedist.model.field import Field
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,14 @@ class VolumeSource:
             for path in self.map_paths[start:stop]:
                 yield self._oriented(read_map(Path(path))[0])
             return
+        from scapedist.model.hartley import volumes_from_values
+
         field = field_of(self)
         lattice = field.lattice(self.box_size)
         values = field.values(self.latents[array][start:stop], lattice)
         for row in values:
             volume = volumes_from_values(row[None], lattice)[0]
-            yield self._oriented(volume.to(torch.float32).numpy())
+            yield self._oriented(volume.float().numpy())
 
     def _oriented(self, volume: np.ndarray) -> np.ndarray:
         if self.flip:
@@ -88,6 +91,8 @@ _FIELDS: dict[str, Field] = {}
 
 def field_of(source: VolumeSource) -> Field:
     """The source's field in this process, made once."""
+    from scapedist.model.field import Field
+
     if source.token not in _FIELDS:
         _FIELDS.clear()
         assert source.decoder is not None

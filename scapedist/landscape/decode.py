@@ -8,9 +8,9 @@ import numpy as np
 
 from scapedist.errors import InputError
 from scapedist.landscape.run import Progress
-from scapedist.model.checkpoint import open_model
-from scapedist.model.field import check_latents
+from scapedist.model.decoder import check_latents
 from scapedist.model.safe_pickle import load_pickle
+from scapedist.model.workdir import open_model
 from scapedist.output.maps import write_map
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from scapedist.analysis.mask import threshold_of
 from scapedist.analysis.sketch import make_sketch, quality_sample
@@ -18,8 +17,9 @@ from scapedist.errors import InputError, RunError
 from scapedist.landscape.batches import VolumeSource, generate_batch
 from scapedist.landscape.ensemble import open_ensemble
 from scapedist.landscape.settings import GenerateSettings, MaskSettings, SketchSettings
-from scapedist.model.field import CACHE_BYTES, Decoder, check_dtype
-from scapedist.model.hartley import check_box_size
+from scapedist.model.checkpoint import read_decoder
+from scapedist.model.decoder import Decoder, check_dtype
+from scapedist.model.lattice import check_box_size
 from scapedist.output.selections import read_indices
 from scapedist.plan import DecodePlan, batches, check_disk, plan_decode
 from scapedist.store import RunStore
@@ -75,6 +75,9 @@ def generate(
     check_settings(settings)
     store = run.store
     latents = store.read("latents")
+    if run.model._decoder is None and not made_of_maps(run):
+        files = run.model.files
+        run.model.decoder = workers.call(read_decoder, run.model.config, files["weights"])
     rows = store.read("sketch/particle")
     quality_rows = store.read("sketch/quality/particle")
     source = make_source(run, settings, {FULL: latents[rows], QUALITY: latents[quality_rows]})
@@ -150,11 +153,18 @@ def check_settings(settings: GenerateSettings) -> None:
         raise InputError(f"A batch has at least one volume. --batch-size is {settings.batch_size}.")
 
 
+def made_of_maps(run: Run) -> str | None:
+    """The directory of maps that a run's volumes are taken from, where it has one."""
+    settings = run.store.last_settings("sketch") or {"settings": {}}
+    maps: str | None = settings["settings"].get("maps")
+    return maps
+
+
 def make_source(
     run: Run, settings: GenerateSettings, latents: dict[str, np.ndarray]
 ) -> VolumeSource:
     """What the workers need, from the run's model or from maps on disk."""
-    maps = (run.store.last_settings("sketch") or {"settings": {}})["settings"].get("maps")
+    maps = made_of_maps(run)
     pixel_size = settings.pixel_size or run.model.pixel_size_angstroms
     decoder: Decoder | None = None
     paths: tuple[str, ...] = ()
@@ -199,8 +209,7 @@ def plan_generation(
         lattice = decoder.lattice(box_size)
         n_slots = lattice.n_slots
         n_weights = sum(weight.size for weight in decoder.weights)
-        first_layer = lattice.n_points * decoder.hidden_size * 4
-        cached = first_layer if first_layer <= CACHE_BYTES else 0
+        cached = decoder.cached_bytes(lattice)
     return plan_decode(
         n_volumes=n_volumes,
         box_size=box_size,
@@ -312,10 +321,9 @@ def _precision_error(run: Run, source: VolumeSource, name: str) -> float:
     exact = dataclasses.replace(source, dtype="float32", token="exact")
     errors = []
     for row in rows:
-        stored = torch.from_numpy(np.asarray(run.store.array(name)[int(row)], np.float64))
+        stored = np.asarray(run.store.array(name)[int(row)], np.float64)
         volume = next(iter(exact.volumes(name, row, row + 1)))
         if source.mask is not None:
             volume = volume.ravel()[source.inside]
-        reference = torch.from_numpy(np.ascontiguousarray(volume, np.float64))
-        errors.append(float((stored - reference).norm() / reference.norm()))
+        errors.append(float(np.linalg.norm(stored - volume) / np.linalg.norm(volume)))
     return max(errors)

@@ -23,9 +23,9 @@ from scapedist.landscape.generate import (
 )
 from scapedist.landscape.run import Run
 from scapedist.landscape.settings import GenerateSettings, SketchSettings, from_record
-from scapedist.model.checkpoint import open_model
 from scapedist.model.field import Field
 from scapedist.model.reference import reference_decoder
+from scapedist.model.workdir import open_model
 from scapedist.plan import check_disk
 from scapedist.store import STAGES, RunStore, read_rows
 from scapedist.workers import available_cores, one_thread

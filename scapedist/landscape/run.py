@@ -26,7 +26,7 @@ from scapedist.landscape.settings import (
     changed,
     from_record,
 )
-from scapedist.model.checkpoint import Model, open_model, sha256_of
+from scapedist.model.workdir import Model, open_model, sha256_of
 from scapedist.store import GROUP, STAGES, RunStore
 from scapedist.workers import Serial, Workers
 
@@ -66,8 +66,11 @@ class Run:
         output: str | Path,
         progress: Progress | None = None,
         overwrite: bool = False,
+        check_weights: bool = True,
     ) -> Run:
         """Open the run of a model in an output directory, or make it.
+
+        Without ``check_weights`` the weights are read when volumes are decoded.
 
         Raises
         ------
@@ -76,13 +79,13 @@ class Run:
         RunError
             Where the directory holds a run of another model or files of somebody else.
         """
-        model = open_model(workdir, epoch)
+        model = open_model(workdir, epoch, check_weights=check_weights)
         output = Path(output)
         source = {
             "workdir": str(Path(workdir).resolve()),
             "epoch": epoch,
             "n_particles": len(model.latents),
-            "zdim": model.decoder.zdim,
+            "zdim": model.latents.shape[1],
             "model_box_size": model.box_size,
             "box_size": model.box_size,
             "pixel_size_angstroms": model.pixel_size_angstroms,
@@ -115,7 +118,7 @@ class Run:
         """The run's model, checked to be the one that the run was made from."""
         if self._model is None:
             source = self.store.source
-            model = open_model(source["workdir"], source["epoch"])
+            model = open_model(source["workdir"], source["epoch"], check_weights=False)
             hashes = model.file_hashes()
             for name, digest in source["hashes"].items():
                 if hashes.get(name) != digest:

@@ -14,101 +14,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from scapedist.errors import InputError
-from scapedist.model.hartley import Lattice, make_lattice, volumes_from_values
+from scapedist.model.decoder import CACHE_BYTES, Decoder, check_dtype, check_latents
+from scapedist.model.hartley import volumes_from_values
+from scapedist.model.lattice import Lattice
 
-DTYPES = {
+_COMPUTE = {
     "float64": torch.float64,
     "float32": torch.float32,
     "tf32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-CACHE_BYTES = 64 * 2**20
-"""First-layer activations of all points are kept between batches where they need no more."""
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """A trained decoder as arrays: all that is needed to evaluate it anywhere.
-
-    Attributes
-    ----------
-    kind
-        Lattice rule: ``fourier_sphere``, ``fourier_slice``, ``hartley_cube``, ``hypervolume``.
-    encoding
-        ``gaussian`` (frequencies (m, 3)), ``axes`` (frequencies (m,), the same along x, y and z)
-        or ``none``.
-    frequencies : float64 (gaussian) or float32 (axes, as cryoDRGN computes them)
-        Angular frequencies of the positional encoding, its scale included.
-    weights, biases : tuples of float64 arrays (out, in) and (out,)
-        Linear layers in order, skip connections folded in.
-    negative_slope
-        0 for relu, 0.01 for leaky_relu.
-    zdim
-        Dimension of the latents.
-    latent_frequencies : (m,) float32 or None
-        Geometric encoding of the latents (abinit), where the model has one.
-    box_size, extent
-        The model's box (even) and the frequency of its lattice's last point.
-    norm
-        Mean and standard deviation of the training data's Hartley coefficients.
-    mask_radius
-        abinit's output mask.
-    """
-
-    kind: str
-    encoding: str
-    frequencies: np.ndarray
-    weights: tuple[np.ndarray, ...]
-    biases: tuple[np.ndarray, ...]
-    negative_slope: float
-    zdim: int
-    box_size: int
-    extent: float
-    norm: tuple[float, float]
-    latent_frequencies: np.ndarray | None = None
-    mask_radius: float | None = None
-
-    def lattice(self, box_size: int | None = None) -> Lattice:
-        """The evaluation points of a box (default: the model's)."""
-        background = 0.0 if self.kind == "fourier_slice" else self.norm[0]
-        return make_lattice(
-            self.kind,
-            self.box_size,
-            box_size or self.box_size,
-            self.extent,
-            background,
-            self.mask_radius,
-        )
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the hidden layers."""
-        return len(self.biases[0])
-
-    @property
-    def flops_per_point(self) -> int:
-        """Floating-point operations of the layers behind the first, for one point and latent."""
-        return sum(2 * weight.size for weight in self.weights[1:])
-
-    def encode_positions(self, points: torch.Tensor) -> torch.Tensor:
-        """Positional features (n, n_features) of points (n, 3), in the points' dtype."""
-        if self.encoding == "none":
-            return points
-        frequencies = torch.from_numpy(self.frequencies).to(points)
-        if self.encoding == "gaussian":
-            phase = (points[:, None, :] * frequencies).sum(-1)
-            return torch.cat([torch.sin(phase), torch.cos(phase)], -1)
-        phase = points[:, :, None] * frequencies
-        return torch.cat([torch.sin(phase), torch.cos(phase)], -1).flatten(1)
-
-    def encode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latent features of latents (n, zdim), in their dtype."""
-        if self.latent_frequencies is None:
-            return latents
-        phase = latents[:, :, None] * torch.from_numpy(self.latent_frequencies).to(latents)
-        return torch.cat([torch.sin(phase), torch.cos(phase)], -1).flatten(1)
 
 
 @dataclass
@@ -134,7 +50,7 @@ class Field:
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype, self.device)
-        self._compute = DTYPES[self.dtype]
+        self._compute = _COMPUTE[self.dtype]
         self._exact = torch.float64 if self.dtype == "float64" else torch.float32
         weights = [torch.from_numpy(weight) for weight in self.decoder.weights]
         biases = [torch.from_numpy(bias) for bias in self.decoder.biases]
@@ -213,8 +129,8 @@ class Field:
     def _evaluate(self, latents: np.ndarray, points: np.ndarray, out: torch.Tensor) -> None:
         """Write the field at points (m, 3) into out[:, : m * n_outputs]."""
         n_outputs = self._layers[-1][0].shape[1]
-        features = self.decoder.encode_latents(
-            torch.from_numpy(latents).to(self.device, self._exact)
+        features = encode_latents(
+            self.decoder, torch.from_numpy(latents).to(self.device, self._exact)
         )
         # one product a latent: a latent's values do not depend on the others of its batch
         codes = [row @ self._latent_weight for row in features]
@@ -270,7 +186,7 @@ class Field:
         blocks = []
         for start in range(0, len(points), rows):
             chunk = torch.from_numpy(points[start : start + rows]).to(self.device, self._exact)
-            features = self.decoder.encode_positions(chunk)
+            features = encode_positions(self.decoder, chunk)
             block = torch.addmm(self._first_bias, features, self._position_weight)
             if keep:
                 blocks.append(block)
@@ -285,26 +201,21 @@ class Field:
         return max(512, 2**16 // self.decoder.hidden_size)
 
 
-def check_latents(latents: np.ndarray, zdim: int) -> np.ndarray:
-    """Latents as a finite, contiguous (n, zdim) float array."""
-    latents = np.ascontiguousarray(latents)
-    if latents.ndim != 2 or latents.shape[1] != zdim or latents.dtype.kind not in "fiu":
-        raise InputError(
-            f"Latents are rows of the model's latent dimension, {zdim}. These have the shape "
-            f"{latents.shape} ({latents.dtype}). Give an array of numbers of shape (n, {zdim})."
-        )
-    if not np.isfinite(latents).all():
-        rows = np.flatnonzero(~np.isfinite(latents).all(1))
-        raise InputError(
-            f"Latents are finite numbers. {len(rows)} rows are not, row {rows[0]} first. "
-            "Remove these rows."
-        )
-    return latents
+def encode_positions(decoder: Decoder, points: torch.Tensor) -> torch.Tensor:
+    """Positional features (n, n_features) of points (n, 3), in the points' dtype."""
+    if decoder.encoding == "none":
+        return points
+    frequencies = torch.from_numpy(decoder.frequencies).to(points)
+    if decoder.encoding == "gaussian":
+        phase = (points[:, None, :] * frequencies).sum(-1)
+        return torch.cat([torch.sin(phase), torch.cos(phase)], -1)
+    phase = points[:, :, None] * frequencies
+    return torch.cat([torch.sin(phase), torch.cos(phase)], -1).flatten(1)
 
 
-def check_dtype(dtype: str, device: str = "cpu") -> None:
-    """Refuse a precision that is unknown or that the device does not have."""
-    if dtype not in DTYPES:
-        raise InputError(f"A precision is one of {', '.join(DTYPES)}. It is {dtype!r}.")
-    if dtype == "tf32" and device == "cpu":
-        raise InputError("tf32 needs a GPU, and the decoding runs on the CPU. Use float32.")
+def encode_latents(decoder: Decoder, latents: torch.Tensor) -> torch.Tensor:
+    """Latent features of latents (n, zdim), in their dtype."""
+    if decoder.latent_frequencies is None:
+        return latents
+    phase = latents[:, :, None] * torch.from_numpy(decoder.latent_frequencies).to(latents)
+    return torch.cat([torch.sin(phase), torch.cos(phase)], -1).flatten(1)

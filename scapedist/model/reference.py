@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scapedist.model.checkpoint import Model, load_checkpoint, read_config
+from scapedist.model.checkpoint import load_checkpoint
+from scapedist.model.workdir import Model
 
 
 def reference_decoder(model: Model) -> Callable[[np.ndarray, int], np.ndarray]:
@@ -25,7 +26,7 @@ def reference_decoder(model: Model) -> Callable[[np.ndarray, int], np.ndarray]:
     from cryodrgn.models_ai import HyperVolume, eval_volume_method
 
     logging.getLogger("cryodrgn").setLevel(logging.WARNING)
-    config = read_config(Path(model.files["config"]))
+    config = model.config
     checkpoint = load_checkpoint(Path(model.files["weights"]))
     norm = model.decoder.norm
     if model.architecture["command"] == "abinit":

@@ -30,6 +30,7 @@ ONLY_IN = {
     "cryodrgn": {"model"},
     "torch": {"model", "workers", "landscape"},  # the field; a worker's threads; volumes as tensors
     "zarr": {"store", "landscape"},  # landscape: a worker's chunk, and arrays by type
+    "google_crc32c": {"store"},
     "fcntl": {"store"},
     "dask": {"workers"},
     "distributed": {"workers"},

@@ -15,6 +15,7 @@ from scapedist.analysis.gram import (
     nearest_along,
 )
 from scapedist.backend import kmeans, leading_eigenpairs
+from scapedist.errors import InputError
 
 BLOCKS = [1, 4, 7, 24, 100]
 
@@ -241,3 +242,9 @@ def test_kmeans_finds_separate_groups_and_is_the_same_again():
     again = kmeans(points, 3, seed=0, max_iterations=100, n_starts=3)
     np.testing.assert_array_equal(again[1], labels)
     np.testing.assert_array_equal(again[0], centers)
+
+
+@pytest.mark.parametrize(("n", "seed"), [(0, 0), (-1, 0), (5, 0), (2, -1), (2, 2**32)])
+def test_kmeans_that_cannot_be(n, seed):
+    with pytest.raises(InputError, match="from 1 to as many groups|from 0 to 4294967295"):
+        kmeans(np.eye(4), n, seed, 10)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from models import fourier_crop, relative_error
 
 from scapedist.errors import InputError
-from scapedist.model.hartley import check_box_size, make_lattice, volumes_from_values
+from scapedist.model.hartley import volumes_from_values
+from scapedist.model.lattice import check_box_size, make_lattice
 
 KINDS = ("fourier_sphere", "fourier_slice", "hartley_cube", "hypervolume")
 FOURIER = KINDS[:2]

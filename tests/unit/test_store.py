@@ -121,6 +121,23 @@ def test_a_damaged_chunk_is_an_error(store, compress, harm):
     np.testing.assert_array_equal(read_rows(store.array("v"), np.array([2, 0])), data[[2, 0]])
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f2", "f8", ">f4", "i4"])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 3, 4, 5)])
+@pytest.mark.parametrize("compress", [False, True])
+def test_rows_are_those_that_zarr_reads(store, dtype, shape, compress):
+    """Whichever way they are read: volumes straight from their chunks, all else by Zarr."""
+    names = ("t", "z", "y", "x")[: len(shape)]
+    array = store.create("v", shape, dtype, names, (1, *shape[1:]), compress)
+    array[:4] = np.random.default_rng(0).normal(size=(4, *shape[1:])) * 9
+    (chunk(store, "v", "4").parent).mkdir(parents=True, exist_ok=True)
+    chunk(store, "v", "4").with_suffix(".partial").write_bytes(b"a killed worker's")
+    for rows in (slice(None), slice(2, 5), slice(3, 3), np.array([4, 1, 1]), np.array([], int)):
+        exact = array[rows] if isinstance(rows, slice) else array.oindex[rows]
+        found = read_rows(store.array("v"), rows)
+        np.testing.assert_array_equal(found, exact)
+        assert found.dtype == np.dtype(dtype).newbyteorder("=")
+
+
 def test_an_array_that_is_not_there(store):
     with pytest.raises(RunError, match=r"has no components/mean\. `scapedist info"):
         store.read("components/mean")
