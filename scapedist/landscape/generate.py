@@ -88,7 +88,11 @@ def generate(
     begin()
     store.write_source(
         store.source
-        | {"box_size": source.box_size, "pixel_size_angstroms": source.pixel_size_angstroms}
+        | {
+            "box_size": source.box_size,
+            "pixel_size_angstroms": source.pixel_size_angstroms,
+            "architecture": run.model.architecture,
+        }
     )
     if entries is None:
         store.delete("volumes")

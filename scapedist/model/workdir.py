@@ -43,7 +43,7 @@ class Model:
     files
         Name -> path of the files it was read from.
     architecture
-        Which command trained it, encoding, domain, sizes.
+        Which command trained it, encoding, domain, sizes (of the layers, once they are read).
     notes
         What a user should know of the loading (a file not found, a size not known).
     """
@@ -64,12 +64,15 @@ class Model:
     def decoder(self) -> Decoder:
         """The decoder's weights and rules, read when they are first asked for."""
         if self._decoder is None:
-            self._decoder = read_decoder(self.config, self.files["weights"])
+            self.decoder = read_decoder(self.config, self.files["weights"])
+        assert self._decoder is not None
         return self._decoder
 
     @decoder.setter
     def decoder(self, decoder: Decoder) -> None:
         self._decoder = decoder
+        self.architecture["hidden_layers"] = len(decoder.weights) - 2
+        self.architecture["hidden_size"] = decoder.hidden_size
 
     def decode(
         self, latents: np.ndarray, box_size: int | None = None, dtype: str = "float32"
@@ -225,21 +228,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _describe(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """Which command trained a model, its encoding, domain and sizes, from its configuration."""
-    arguments, training = config["model_args"], config.get("training") or {}
+    arguments = config["model_args"]
     if "data_norm_mean" in config:
-        command, names = "abinit", ("hypervolume_n_layers", "hypervolume_dim")
-    elif "players" in arguments:
-        command, names = "train_vae", ("players", "pdim")
+        command = "abinit"
     else:
-        command, names = "train_dec", ("layers", "dim")
-    layers, width = (arguments.get(name, training.get(name)) for name in names)
+        command = "train_vae" if "players" in arguments else "train_dec"
     try:
         zdim, points_across = int(arguments["zdim"] or 0), int(config["lattice_args"]["D"])
         encoding, domain = arguments["pe_type"], arguments["domain"]
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
         raise InputError(
-            f"{path} is not a configuration of a heterogeneous training ({error}). "
-            "Give the file as cryoDRGN wrote it."
+            f"A configuration says how the model is built, but in {path} {error} is missing. "
+            "Give both as one training wrote them."
         ) from None
     if zdim == 0:
         raise InputError(
@@ -250,8 +250,6 @@ def _describe(config: dict[str, Any], path: Path) -> dict[str, Any]:
         "encoding": encoding,
         "domain": domain,
         "activation": arguments.get("activation", "relu"),
-        "hidden_layers": layers,
-        "hidden_size": width,
         "zdim": zdim,
         "box_size": points_across - 1,
     }

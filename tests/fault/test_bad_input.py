@@ -134,11 +134,11 @@ def test_not_a_work_directory(refused, tmp_path, command):
 def test_an_epoch_that_does_not_exist(refused, workdir, tmp_path):
     (workdir / "weights.3.pkl").write_bytes(b"")
     output = tmp_path / "run"
-    for command in ("run", "sketch", "plan"):
-        message = refused("weights.15.pkl does not exist", command, workdir, 15, "--output", output)
-        assert "epochs 3, 14." in message
+    for command, more in {"run": SMALL, "sketch": SKETCH, "plan": []}.items():
+        there = [command, workdir, 15, "--output", output, *more]
+        assert "epochs 3, 14." in refused("weights.15.pkl does not exist", *there)
     (workdir / "z.14.pkl").unlink()
-    refused("z.14.pkl does not exist. Copy it too", "run", workdir, 14, "--output", output)
+    refused("z.14.pkl does not exist. Copy it too", "run", workdir, 14, "--output", output, *SMALL)
     assert not output.exists()
 
 
@@ -194,7 +194,9 @@ def test_latents_that_do_not_fit_the_weights(refused, workdir, tmp_path, shape):
 
 def test_latents_that_are_no_numbers(refused, workdir, tmp_path):
     write_latents(workdir, np.array(["a", "b"]))
-    refused("should hold arrays of latents", "run", workdir, 14, "--output", tmp_path / "run")
+    there = [workdir, 14, "--output", tmp_path / "run", *SMALL]
+    refused("should hold arrays of latents", "run", *there)
+    assert not (tmp_path / "run").exists()
 
 
 class Payload:

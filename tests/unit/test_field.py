@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scapedist import open_model
 from scapedist.errors import InputError
 from scapedist.model import field as field_module
-from scapedist.model.field import DTYPES, Field, check_dtype, check_latents
+from scapedist.model.decoder import DTYPES, check_dtype, check_latents
+from scapedist.model.field import Field
 
 
 @pytest.fixture(scope="module")
