@@ -21,6 +21,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+STOPPED = 130
+"""Exit code of a command that was stopped from the keyboard."""
 Workdir = Annotated[Path, typer.Argument(help="Output directory of the cryoDRGN training.")]
 Epoch = Annotated[int, typer.Argument(help="Epoch N of weights.N.pkl and z.N.pkl.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The run directory.")]
@@ -445,7 +447,7 @@ def plan(
 @app.command()
 def verify(
     directory: RunDir,
-    sample: Annotated[int, typer.Option(help="Volumes to decode again.")] = 3,
+    sample: Annotated[int, typer.Option(min=0, help="Volumes to decode again.")] = 3,
 ) -> None:
     """Check checksums and completeness, and compare a sample with decoding it again."""
     from scapedist.landscape import Run, inspect
@@ -462,7 +464,7 @@ def verify(
     for name in verdict.damaged_arrays:
         typer.echo(f"damaged array: {name}")
     if not verdict.sound:
-        typer.echo(f"Give `scapedist generate {directory}`, then the stages after it.")
+        typer.echo(verdict.way_out)
         raise typer.Exit(1)
 
 
@@ -594,9 +596,10 @@ def main() -> None:
     except ScapedistError as error:
         sys.stderr.write(f"scapedist: {error}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("scapedist: stopped. The same command again resumes.\n")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == STOPPED:
+            sys.stderr.write("scapedist: stopped. The same command again resumes.\n")
+        raise
 
 
 if __name__ == "__main__":

@@ -91,8 +91,24 @@ class RunStore:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What the run was made from: work directory, epoch, sizes, hashes."""
-        return dict(self._attributes().get("source", {}))
+        """What the run was made from: work directory, epoch, sizes, hashes.
+
+        Raises
+        ------
+        RunError
+            Where the run was stopped while it was made.
+        """
+        if not self.has_source:
+            raise RunError(
+                f"{self.directory} is the beginning of a run that was stopped while it was made. "
+                f"Give `scapedist sketch WORKDIR EPOCH --output {self.directory}` again."
+            )
+        return dict(self._attributes()["source"])
+
+    @property
+    def has_source(self) -> bool:
+        """Whether the run was made to its end."""
+        return "source" in self._attributes()
 
     def write_source(self, source: dict[str, Any]) -> None:
         """Record what the run is made from."""
@@ -109,6 +125,12 @@ class RunStore:
         kept = {s: r for s, r in self.stages.items() if STAGES.index(s) < STAGES.index(name)}
         tried = self._attributes().get("settings", {}) | {name: {"settings": settings}}
         self._record(stages=kept, settings=tried)
+
+    def remember(self, name: str, settings: dict[str, Any]) -> None:
+        """Keep settings for a stage that is not begun yet."""
+        attributes = self._attributes()
+        tried = attributes.get("settings", {}) | {name: {"settings": settings}}
+        self.group.attrs["scapedist"] = attributes | {"settings": tried}
 
     def last_settings(self, name: str) -> dict[str, Any] | None:
         """The settings with which a stage was last begun, as ``{"settings": {...}}``."""
@@ -211,6 +233,17 @@ class RunStore:
         if not lines or lines[0] != {"fingerprint": fingerprint}:
             return None
         return lines[1:]
+
+    @property
+    def journal_fingerprint(self) -> str | None:
+        """Of the settings that the journal's volumes were made with."""
+        if not self.journal.exists():
+            return None
+        try:
+            first = json.loads(self.journal.read_text().partition("\n")[0])
+        except json.JSONDecodeError:
+            return None
+        return str(first.get("fingerprint"))
 
     def journal_write(self, fingerprint: str, entries: list[dict[str, Any]]) -> None:
         """Write the journal anew."""

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from scapedist.errors import InputError, ResourceError
+from scapedist.plan import GIB, IMPORT_BYTES
 
 CONNECT_SECONDS = 30
 Task = Any
@@ -231,6 +232,11 @@ def open_workers(
                 "neither. Start one with `dask scheduler --scheduler-file FILE`."
             )
         return Distributed(scheduler=scheduler)
+    if memory_limit is not None and memory_limit < IMPORT_BYTES:
+        raise ResourceError(
+            f"A worker takes {IMPORT_BYTES / GIB:.2f} GiB before its first batch; it may use "
+            f"{memory_limit / GIB:.2f} GiB. Use --memory-limit {2 * IMPORT_BYTES / GIB:.1f}GiB."
+        )
     n = available_cores() if n_workers is None else n_workers
     if n < 1:
         raise InputError(f"There is at least one worker. --workers is {n}.")

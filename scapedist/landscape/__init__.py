@@ -57,8 +57,11 @@ def analyze(
     pathlib.Path
         The report.
     """
+    from scapedist.landscape.settings import by_stage, check_together
     from scapedist.workers import open_workers
 
+    chosen = by_stage(options)
+    check_together(chosen)
     if not Path(workdir).is_dir():
         from scapedist.errors import InputError
 
@@ -67,9 +70,7 @@ def analyze(
         )
     with open_workers(n_workers, scheduler, memory_limit) as workers:  # they start meanwhile
         from scapedist.landscape.run import Run
-        from scapedist.landscape.settings import by_stage
 
-        chosen = by_stage(options)
         local = scheduler is None and workers.n_workers > 1  # they read the weights
         run = Run.create(workdir, epoch, output, progress, overwrite, check_weights=not local)
         run.sketch(**chosen["sketch"])

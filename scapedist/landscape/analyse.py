@@ -71,7 +71,6 @@ def make_mask(
         begin()
         store.delete("mask_claims")
     else:
-        _check_mask_settings(settings)
         threshold = settings.threshold
         if threshold is None:
             threshold = masks.threshold_of(percentiles)
@@ -93,14 +92,6 @@ def make_mask(
     store.write("mask", weights, ("z", "y", "x"))
     store.array("mask").attrs["threshold"] = threshold
     return weights
-
-
-def _check_mask_settings(settings: MaskSettings) -> None:
-    if settings.dilate < 0 or settings.cosine_edge < 0 or not 0 <= settings.min_fraction <= 1:
-        raise InputError(
-            "Dilation and edge are at least 0 angstroms, the fraction of volumes is from 0 to 1. "
-            f"They are {settings.dilate}, {settings.cosine_edge} and {settings.min_fraction}."
-        )
 
 
 def _check_masked_store(run: Run, settings: MaskSettings) -> np.ndarray:
@@ -225,8 +216,6 @@ def pca(
 ) -> dict[str, Any]:
     """Write ``components/`` and ``sketch/coordinates``, and the maps along the components."""
     store = run.store
-    if settings.components < 1:
-        raise InputError(f"There is at least one component. --components is {settings.components}.")
     weights = store.read("mask")
     rows = _Rows(run, weights, settings.clip_negative, settings.soft_mask)
     members = np.flatnonzero(included)

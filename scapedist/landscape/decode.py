@@ -8,6 +8,7 @@ import numpy as np
 
 from scapedist.errors import InputError
 from scapedist.landscape.run import Progress
+from scapedist.landscape.settings import check_pixel_size
 from scapedist.model.decoder import check_latents
 from scapedist.model.safe_pickle import load_pickle
 from scapedist.model.workdir import open_model
@@ -48,6 +49,7 @@ def decode_to_maps(
     list of pathlib.Path
         The maps, in the order of the latents.
     """
+    check_pixel_size(pixel_size_angstroms)
     model = open_model(workdir, epoch)
     rows = check_latents(_read_latents(Path(latents), model.decoder.zdim), model.decoder.zdim)
     pixel_size = pixel_size_angstroms or model.pixel_size_angstroms

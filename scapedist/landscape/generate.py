@@ -18,7 +18,7 @@ from scapedist.landscape.batches import VolumeSource, generate_batch
 from scapedist.landscape.ensemble import open_ensemble
 from scapedist.landscape.settings import GenerateSettings, MaskSettings, SketchSettings
 from scapedist.model.checkpoint import read_decoder
-from scapedist.model.decoder import Decoder, check_dtype
+from scapedist.model.decoder import Decoder
 from scapedist.model.lattice import check_box_size
 from scapedist.output.selections import read_indices
 from scapedist.plan import DecodePlan, batches, check_disk, plan_decode
@@ -72,7 +72,6 @@ def generate(
     """Decode the sketch's volumes batch by batch into ``volumes/``, and resume what is there."""
     from scapedist.landscape import analyse
 
-    check_settings(settings)
     store = run.store
     latents = store.read("latents")
     if run.model._decoder is None and not made_of_maps(run):
@@ -102,6 +101,7 @@ def generate(
     started, n_before = time.perf_counter(), sum(e["stop"] - e["start"] for e in entries)
     counts = {FULL: len(rows), QUALITY: len(quality_rows)}
     if settings.store == "masked":
+        store.remember("mask", dataclasses.asdict(mask))
         pilot = pilot_rows(len(rows), settings.pilot_volumes)
         source = dataclasses.replace(source, latents={PILOT: latents[rows[pilot]]})
         entries += _decode(run, source, {PILOT: len(pilot)}, entries, plan, workers)
@@ -140,21 +140,6 @@ def generate(
     if settings.dtype != "float32" or settings.store_dtype != "float32":
         results["relative_error_against_float32"] = _precision_error(run, source, main)
     return results
-
-
-def check_settings(settings: GenerateSettings) -> None:
-    """Refuse settings that no generation can have."""
-    check_dtype(settings.dtype)
-    if settings.store not in ("volumes", "masked"):
-        raise InputError(f"A store is volumes or masked. It is {settings.store!r}.")
-    if settings.store_dtype not in ("float32", "float16"):
-        raise InputError(
-            f"Volumes are stored as float32 or float16. It is {settings.store_dtype!r}."
-        )
-    if settings.pixel_size is not None and not settings.pixel_size > 0:
-        raise InputError(f"A pixel size is above 0 angstroms. It is {settings.pixel_size}.")
-    if settings.batch_size is not None and settings.batch_size < 1:
-        raise InputError(f"A batch has at least one volume. --batch-size is {settings.batch_size}.")
 
 
 def made_of_maps(run: Run) -> str | None:
@@ -228,7 +213,9 @@ def plan_generation(
 
 def volume_box_size(settings: GenerateSettings, model_box_size: int) -> int:
     """The box that volumes are decoded at."""
-    box_size = settings.box_size or min(model_box_size, DEFAULT_BOX_SIZE)
+    box_size = settings.box_size
+    if box_size is None:
+        box_size = min(model_box_size, DEFAULT_BOX_SIZE)
     check_box_size(box_size, model_box_size)
     return box_size
 

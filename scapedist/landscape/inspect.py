@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scapedist.errors import RunError
+from scapedist.errors import InputError, RunError
 from scapedist.landscape.batches import VolumeSource
 from scapedist.landscape.generate import (
     FULL,
@@ -30,8 +31,20 @@ from scapedist.plan import check_disk
 from scapedist.store import STAGES, RunStore, read_rows
 from scapedist.workers import available_cores, one_thread
 
-REFERENCE_TOLERANCE = 1e-5
-"""Relative L2 error within which float32 volumes agree with cryoDRGN's own."""
+TOLERANCES = {"float32": 1e-5, "float16": 1e-3}
+"""Relative L2 error of sound volumes, by the type they are stored in."""
+_MAKERS = {
+    "sketch/quality/distance": "mask",
+    "sketch/quality/between": "mask",
+    "sketch/coordinates": "pca",
+    "sketch": "sketch",
+    "volumes": "generate",
+    "mask": "mask",
+    "mask_claims": "mask",
+    "components": "pca",
+    "states": "states",
+}
+"""The stage that writes an array, by the beginning of its name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,10 @@ class Verdict:
     error_again, error_cryodrgn
         Largest relative L2 error of a sample of stored volumes against decoding them again, and
         against cryoDRGN's ``eval_volume`` (None where it cannot evaluate them).
+    tolerance
+        What these errors may be; cryoDRGN's counts where volumes were decoded in float32.
+    way_out
+        What to do.
     """
 
     n_volumes: int
@@ -56,11 +73,19 @@ class Verdict:
     damaged_arrays: list[str]
     error_again: float | None
     error_cryodrgn: float | None
+    tolerance: float
+    way_out: str
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the sample is what decoding it again gives."""
+        errors = (self.error_again, self.error_cryodrgn)
+        return all(error is None or error <= self.tolerance for error in errors)
 
     @property
     def sound(self) -> bool:
         """Whether nothing is wrong."""
-        return not self.damaged and not self.damaged_arrays
+        return not self.damaged and not self.damaged_arrays and self.agrees
 
 
 def describe(directory: Path) -> dict[str, Any]:
@@ -134,6 +159,13 @@ def plan(
     """
     model = open_model(workdir, epoch)
     sketch, generate = sketch or SketchSettings(), generate or GenerateSettings()
+    if sketch.size > len(model.latents):
+        raise InputError(
+            f"A sketch has at most as many volumes as there are particles, {len(model.latents)}. "
+            f"{sketch.size} were asked for. Use --sketch-size {len(model.latents)} or less."
+        )
+    if n_workers is not None and n_workers < 1:
+        raise InputError(f"There is at least one worker. --workers is {n_workers}.")
     n = sketch.size + sketch.quality_groups * sketch.quality_members
     box_size = volume_box_size(generate, model.box_size)
     decoding = plan_generation(model.decoder, box_size, generate, n, memory_limit)
@@ -189,25 +221,42 @@ def verify(run: Run, n_sample: int = 3) -> Verdict:
             f"Give `scapedist generate {run.directory}` first."
         )
     name = FULL if FULL in store else MASKED
-    n = store.array("sketch/particle").shape[0]
+    n = store.array(name).shape[0]
     damaged = []
     for row in range(n):
         if not _is_sound(store, name, row):
             damaged.append(row)
         run.progress("checking volumes", row + 1, n)
-    bad_quality = [
-        row for row in range(store.array(QUALITY).shape[0]) if not _is_sound(store, QUALITY, row)
-    ] if QUALITY in store else []  # fmt: skip
     others = [key for key in _array_names(store) if key not in (name, QUALITY)]
-    broken = [key for key in others if not _is_readable(store, key)]
-    if bad_quality:
-        broken.append(QUALITY)
+    broken = [key for key in others if not _is_whole(store, key)]
+    bad_quality = []
+    if QUALITY in store:
+        rows = range(store.array(QUALITY).shape[0])
+        bad_quality = [row for row in rows if not _is_sound(store, QUALITY, row)]
+        broken += [QUALITY] if bad_quality else []
     sound = np.setdiff1d(np.arange(n), damaged)
-    sample = sound[pilot_rows(len(sound), n_sample)] if len(sound) else sound
-    again, reference = _decode_again(run, record, name, sample)
-    if damaged or bad_quality:
-        _withdraw(run, record, name, damaged, bad_quality)
-    return Verdict(n, damaged, broken, again, reference)
+    again = reference = None
+    if not {"latents", "sketch/particle", "mask"} & set(broken):
+        sample = sound[pilot_rows(len(sound), n_sample)] if len(sound) and n_sample else sound[:0]
+        again, reference = _decode_again(run, record, name, sample)
+    way_out = "The run is sound."
+    if damaged or broken:
+        _withdraw(run, record, name, damaged, bad_quality, broken)
+        way_out = (
+            "What is damaged is taken out of the run's record: give the same `scapedist run` "
+            "command again, or the stages that `scapedist info` names."
+        )
+    settings = from_record(GenerateSettings, record)
+    verdict = Verdict(
+        n, damaged, broken, again, reference, TOLERANCES[settings.store_dtype], way_out
+    )
+    if not verdict.agrees:
+        way_out = (
+            "The volumes are not those of this model and these settings, and no stage can tell "
+            "which are. Start again in another --output, or with --overwrite."
+        )
+        verdict = dataclasses.replace(verdict, way_out=way_out)
+    return verdict
 
 
 def _is_sound(store: RunStore, name: str, row: int) -> bool:
@@ -217,12 +266,14 @@ def _is_sound(store: RunStore, name: str, row: int) -> bool:
         return False
 
 
-def _is_readable(store: RunStore, name: str) -> bool:
+def _is_whole(store: RunStore, name: str) -> bool:
+    """Whether all chunks of an array are there, with checksums that fit."""
+    array = store.array(name)
     try:
         store.read(name)
     except RunError:
         return False
-    return True
+    return array.nchunks_initialized == array.nchunks
 
 
 def _array_names(store: RunStore) -> list[str]:
@@ -243,7 +294,8 @@ def _decode_again(
     if source.decoder is None or not len(rows):
         return None, None
     evaluate = None
-    if run.model.architecture["command"] != "abinit" or source.box_size == run.model.box_size:
+    full = run.model.architecture["command"] != "abinit" or source.box_size == run.model.box_size
+    if full and settings.dtype in ("float32", "float64"):
         evaluate = reference_decoder(run.model)
     inside = run.store.read("mask") > 0 if name == MASKED else slice(None)
     again, reference = [], []
@@ -270,20 +322,36 @@ def _relative_error(value: Any, reference: np.ndarray) -> float:
 
 
 def _withdraw(
-    run: Run, record: dict[str, Any], name: str, damaged: list[int], bad_quality: list[int]
+    run: Run,
+    record: dict[str, Any],
+    name: str,
+    damaged: list[int],
+    bad_quality: list[int],
+    broken: list[str],
 ) -> None:
-    """Leave in the journal what is sound, and take back that the volumes are complete."""
+    """Leave in the journal what is sound, and take back that the stages are complete."""
     store = run.store
-    percentiles = store.read("volumes/percentile")
-    outside = store.read("volumes/outside") if "volumes/outside" in store else None
-    entries = []
-    for row in np.setdiff1d(np.arange(len(percentiles)), damaged).tolist():
-        entry = {"array": name, "start": row, "stop": row + 1, "percentile": [percentiles[row]]}
-        entry["outside"] = [] if outside is None else [int(outside[row])]
-        entries.append(entry)
+    entries: list[dict[str, Any]] = []
+    if not {"volumes/percentile", "volumes/outside"} & set(broken):
+        percentiles = store.read("volumes/percentile")
+        outside = store.read("volumes/outside") if "volumes/outside" in store else None
+        for row in np.setdiff1d(np.arange(len(percentiles)), damaged).tolist():
+            entry = {"array": name, "start": row, "stop": row + 1, "percentile": [percentiles[row]]}
+            entry["outside"] = [] if outside is None else [int(outside[row])]
+            entries.append(entry)
     n_quality = store.array(QUALITY).shape[0] if QUALITY in store else 0
     for row in np.setdiff1d(np.arange(n_quality), bad_quality).tolist():
         entries.append({"array": QUALITY, "start": row, "stop": row + 1})
+    stages = {_maker(key) for key in broken} | ({"generate"} if damaged else set())
+    first = min((stage for stage in stages if stage), key=STAGES.index, default=None)
     with store.lock():
-        store.journal_write(record["fingerprint"], entries)
-        store.begin_stage("generate", record["settings"])
+        if first in ("sketch", "generate"):
+            store.journal_write(record["fingerprint"], entries)
+        if first is not None:
+            settings = store.last_settings(first) or {"settings": {}}
+            store.begin_stage(first, settings["settings"])
+
+
+def _maker(name: str) -> str | None:
+    """The stage that writes an array; None for what is written with the run itself."""
+    return next((stage for start, stage in _MAKERS.items() if name.startswith(start)), None)

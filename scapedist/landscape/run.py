@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from scapedist.errors import RunError
+from scapedist.errors import InputError, RunError
 from scapedist.landscape import analyse, generate
 from scapedist.landscape.settings import (
     GenerateSettings,
@@ -27,7 +27,7 @@ from scapedist.landscape.settings import (
     from_record,
 )
 from scapedist.model.workdir import Model, open_model, sha256_of
-from scapedist.store import GROUP, STAGES, RunStore
+from scapedist.store import GROUP, STAGES, RunStore, disk_errors
 from scapedist.workers import Serial, Workers
 
 Progress = Callable[[str, int, int], None]
@@ -55,6 +55,7 @@ class Run:
     def __init__(self, directory: str | Path, progress: Progress | None = None) -> None:
         self.directory = Path(directory)
         self.store = RunStore(self.directory, "r+")
+        _ = self.store.source  # a run that was made to its end
         self.progress: Progress = progress or (lambda what, done, total: None)
         self._model: Model | None = None
 
@@ -102,14 +103,13 @@ class Run:
             raise RunError(
                 f"An output is a directory. {output} is a file. Choose another --output."
             )
-        if not (output / GROUP).exists():
-            store = RunStore(output, "w-")
-            store.write("latents", model.latents, ("particle", "latent"))
-            store.write_source(source)
+        store = RunStore(output, "r+" if (output / GROUP).exists() else "w-")
+        with store.lock(), disk_errors(output):  # also what was killed meanwhile, or damaged since
+            if not _holds(store, "latents", model.latents):
+                store.write("latents", model.latents, ("particle", "latent"))
+            if not store.has_source:
+                store.write_source(source)
         run = cls(output, progress)
-        if not run.store.source:  # killed while it was made
-            run.store.write("latents", model.latents, ("particle", "latent"))
-            run.store.write_source(source)
         run._model = model
         return run
 
@@ -137,7 +137,7 @@ class Run:
         settings = self._settings("sketch", SketchSettings, options)
         inputs = {}
         if settings.exclude_particles:
-            inputs["exclude_particles"] = sha256_of(Path(settings.exclude_particles))
+            inputs["exclude_particles"] = _hash_file(settings.exclude_particles)
         self._stage(
             "sketch", settings, inputs, lambda begin: generate.sketch(self, settings, begin)
         )
@@ -267,40 +267,49 @@ class Run:
             self.progress(stage, 0, 0)
             started = time.perf_counter()
             chosen = dataclasses.asdict(settings)
-            results = body(lambda: self.store.begin_stage(stage, chosen))
-            self.store.finish_stage(
-                stage,
-                {
-                    "settings": chosen,
-                    "fingerprint": fingerprint,
-                    "versions": {name: _version(name) for name in _VERSIONS},
-                    "seconds": round(time.perf_counter() - started, 3),
-                    "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "results": results,
-                },
-            )
+            with disk_errors(self.directory):
+                results = body(lambda: self.store.begin_stage(stage, chosen))
+                self.store.finish_stage(
+                    stage,
+                    {
+                        "settings": chosen,
+                        "fingerprint": fingerprint,
+                        "versions": {name: _version(name) for name in _VERSIONS},
+                        "seconds": round(time.perf_counter() - started, 3),
+                        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                        "results": results,
+                    },
+                )
 
     def _check_replaceable(self, stage: str, settings: Any, fingerprint: str) -> None:
         """Volumes are dear: other settings of what they depend on need another directory."""
-        has_volumes = "generate" in self.store.stages or self.store.journal.exists()
-        last = self.store.last_settings(stage)
-        if not has_volumes or last is None:
+        journal = self.store.journal_fingerprint
+        has_volumes = "generate" in self.store.stages or journal is not None
+        held = journal if stage == "generate" else None
+        if stage in self.store.stages:
+            held = self.store.stages[stage]["fingerprint"]
+        if not has_volumes or held in (None, fingerprint):
             return
+        last = (self.store.last_settings(stage) or {"settings": {}})["settings"]
         asked = dataclasses.asdict(settings)
-        different = [name for name, value in last["settings"].items() if asked.get(name) != value]
-        if not different:
-            return
+        different = [
+            f"{name} {value!r}, asked {asked.get(name)!r}"
+            for name, value in last.items()
+            if asked.get(name) != value
+        ]
         raise RunError(
             f"{self.directory} holds volumes of other settings: "
-            + ", ".join(f"{n} {last['settings'][n]!r}, asked {asked[n]!r}" for n in different)
-            + ". Choose another --output, or --overwrite."
+            f"{', '.join(different) or 'a file that they were made with, or its mask, changed'}. "
+            "Choose another --output, or --overwrite."
         )
 
 
 def _check_same(store: RunStore, source: dict[str, Any], output: Path) -> None:
     """Refuse an output that holds a run of another model."""
+    if not store.has_source:
+        return
     held = store.source
-    if held and held["hashes"] != source["hashes"]:
+    if held["hashes"] != source["hashes"]:
         raise RunError(
             f"{output} holds another run: epoch {held['epoch']} of {held['workdir']}, or that "
             "model's files changed. Choose another --output, or --overwrite."
@@ -318,8 +327,22 @@ def _remove(output: Path) -> None:
         (output / name).unlink(missing_ok=True)
 
 
+def _holds(store: RunStore, name: str, data: np.ndarray) -> bool:
+    """Whether an array is there, sound and equal to some data."""
+    try:
+        return bool(np.array_equal(store.read(name), data))
+    except RunError:
+        return False
+
+
 def _hash_file(path: str | None) -> str:
-    return sha256_of(Path(path)) if path and Path(path).is_file() else ""
+    """SHA-256 of a file that settings name; empty without one."""
+    if path is None:
+        return ""
+    try:
+        return sha256_of(Path(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Give its path.") from None
 
 
 def _version(package: str) -> str:

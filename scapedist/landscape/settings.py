@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from scapedist.analysis.linkage import LINKAGES
+from scapedist.analysis.sketch import METHODS
 from scapedist.errors import InputError
+from scapedist.model.decoder import check_dtype
 
 S = TypeVar("S")
 
@@ -38,6 +43,13 @@ class SketchSettings:
     quality_groups: int = 8
     quality_members: int = 4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("A sketch method", self.method, METHODS)
+        _at_least("A sketch has 2 volumes or more", self.size, 2, "--sketch-size")
+        _at_least("Groups are counted from 0", self.quality_groups, 0, "quality_groups")
+        _at_least("Members are counted from 0", self.quality_members, 0, "quality_members")
+        _at_least("A seed is 0 or more", self.seed, 0, "--seed")
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,15 @@ class GenerateSettings:
     batch_size: int | None = None
     pilot_volumes: int = 64
 
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        _one_of("A store", self.store, ("volumes", "masked"))
+        _one_of("The type of stored volumes", self.store_dtype, ("float32", "float16"))
+        check_pixel_size(self.pixel_size)
+        if self.batch_size is not None:
+            _at_least("A batch has a volume or more", self.batch_size, 1, "--batch-size")
+        _at_least("A pilot has a volume or more", self.pilot_volumes, 1, "pilot_volumes")
+
 
 @dataclass(frozen=True)
 class MaskSettings:
@@ -98,6 +119,17 @@ class MaskSettings:
     cosine_edge: float = 0.0
     min_fraction: float = 0.0
 
+    def __post_init__(self) -> None:
+        lengths = (self.dilate, self.cosine_edge)
+        if not all(0 <= length < math.inf for length in lengths) or not 0 <= self.min_fraction <= 1:
+            raise InputError(
+                "Dilation and edge are 0 angstroms or more, the fraction of volumes is from 0 to "
+                f"1. They are {self.dilate}, {self.cosine_edge} and {self.min_fraction}. Give "
+                "others."
+            )
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise InputError(f"A threshold is a density. It is {self.threshold}. Give a number.")
+
 
 @dataclass(frozen=True)
 class PcaSettings:
@@ -118,6 +150,9 @@ class PcaSettings:
     soft_mask: bool = False
     exclude_states: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        _at_least("There is a component or more", self.components, 1, "--components")
+
 
 @dataclass(frozen=True)
 class StatesSettings:
@@ -137,6 +172,11 @@ class StatesSettings:
     linkage: str = "average"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _one_of("A linkage", self.linkage, (*LINKAGES, "kmeans"))
+        _at_least("There is a state or more", self.states, 1, "--states")
+        _at_least("A seed is 0 or more", self.seed, 0, "--seed")
+
 
 @dataclass(frozen=True)
 class ReportSettings:
@@ -149,6 +189,47 @@ class ReportSettings:
     """
 
     umap: bool = False
+
+
+def check_pixel_size(angstroms: float | None) -> None:
+    """Refuse a pixel size that none can have."""
+    if angstroms is not None and not 0 < angstroms < math.inf:
+        raise InputError(
+            f"A pixel size is a length above 0 angstroms. It is {angstroms}. Give another "
+            "--pixel-size."
+        )
+
+
+def check_together(options: dict[str, dict[str, Any]]) -> None:
+    """Refuse options of any stage that can be told to be wrong before anything is decoded.
+
+    Parameters
+    ----------
+    options
+        By stage, as :func:`by_stage` gives them.
+    """
+    chosen = {
+        stage: changed(kind(), options.get(stage, {})) for stage, kind in STAGE_SETTINGS.items()
+    }
+    size, states = chosen["sketch"].size, chosen["states"].states
+    if states > size and not chosen["sketch"].maps:
+        raise InputError(
+            f"There are at most as many states as volumes, {size}. {states} were asked for. "
+            f"Use --states {size} or less, or a larger --sketch-size."
+        )
+    for path in (chosen["mask"].mask, chosen["sketch"].exclude_particles):
+        if path is not None and not Path(path).is_file():
+            raise InputError(f"{path} cannot be read: there is no such file. Give its path.")
+
+
+def _at_least(rule: str, value: int, least: int, option: str) -> None:
+    if value < least:
+        raise InputError(f"{rule}. {option} is {value}. Use {least} or more.")
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{what} is one of {', '.join(allowed)}. It is {value!r}. Choose one.")
 
 
 def changed(settings: S, options: dict[str, Any]) -> S:

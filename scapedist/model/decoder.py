@@ -62,7 +62,7 @@ class Decoder:
         return make_lattice(
             self.kind,
             self.box_size,
-            box_size or self.box_size,
+            self.box_size if box_size is None else box_size,
             self.extent,
             background,
             self.mask_radius,

@@ -75,7 +75,7 @@ class Field:
 
     def lattice(self, box_size: int | None = None) -> Lattice:
         """The decoder's lattice at a box size, made once."""
-        size = box_size or self.decoder.box_size
+        size = self.decoder.box_size if box_size is None else box_size
         if size not in self._lattices:
             self._lattices[size] = self.decoder.lattice(size)
         return self._lattices[size]

@@ -72,7 +72,7 @@ def test_a_plan_is_refused_exactly_when_it_does_not_fit(
         assert make(int(found[1]), limit).batch_size == int(found[1])
         assert need(int(found[1]) + 1) > limit
     else:
-        named = parse_bytes(re.search(r"--memory-limit (\S+) or more", message)[1])
+        named = parse_bytes(re.findall(r"--memory-limit (\S+) or more", message)[0])
         assert need(1) > limit
         assert make(1, named).batch_size == 1
 

@@ -46,7 +46,7 @@ DATA = {
 }
 
 
-@pytest.fixture(params=DATA.values(), ids=DATA.keys())
+@pytest.fixture(params=list(DATA.values()), ids=list(DATA))
 def rows(request):
     return request.param
 

@@ -57,7 +57,7 @@ def test_a_batch_that_does_not_fit_names_one_that_does():
     need = worker_bytes(5, 128, 549_000, 3_300_000, 0)
     with pytest.raises(ResourceError, match=r"Decoding 64 volume\(s\) of 128\^3") as caught:
         plan(batch_size=64, memory_limit=need)
-    named = int(re.search(r"--batch-size (\d+) or less", str(caught.value))[1])
+    named = int(re.findall(r"--batch-size (\d+) or less", str(caught.value))[0])
     assert named == 5
     assert plan(batch_size=named, memory_limit=need).batch_size == 5
 
@@ -66,7 +66,7 @@ def test_a_batch_that_does_not_fit_names_one_that_does():
 def test_a_limit_that_is_too_small_names_one_that_suffices(n_weights):
     with pytest.raises(ResourceError, match="Decoding 1 volume") as caught:
         plan(memory_limit=100 * 2**20, n_weights=n_weights)
-    named = parse_bytes(re.search(r"--memory-limit (\S+) or more", str(caught.value))[1])
+    named = parse_bytes(re.findall(r"--memory-limit (\S+) or more", str(caught.value))[0])
     made = plan(memory_limit=named, n_weights=n_weights)
     assert made.batch_size == 1
     assert named < made.worker_bytes + 2**20  # and asks for no more than it must

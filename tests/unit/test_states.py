@@ -28,7 +28,7 @@ def test_medoids_are_the_nearest_to_the_particles():
     for state in range(4):
         members = [i for i in range(40) if labels[i] == state]
         cost = {i: sum(distances[i, j] * occupancy[j] for j in members) for i in members}
-        assert found[state] == min(cost, key=cost.get)
+        assert found[state] == min(cost, key=cost.__getitem__)
 
 
 def test_medoids_heed_occupancy():

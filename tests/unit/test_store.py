@@ -58,7 +58,7 @@ def test_what_is_written_is_read(store, dtype):
     found = again.read("a/b")
     np.testing.assert_array_equal(found, data)
     assert found.dtype == data.dtype
-    assert again.array("a/b").metadata.dimension_names == ("volume", "component")
+    assert again.array("a/b").metadata.to_dict()["dimension_names"] == ("volume", "component")
     shorter = data[:2]
     store.write("a/b", shorter, ("volume", "component"))
     np.testing.assert_array_equal(again.read("a/b"), shorter)
@@ -69,8 +69,9 @@ def test_zarr_reads_it_without_us(store):
     store.write("mask", data, ("z", "y", "x"))
     array = zarr.open_array(store.directory / GROUP / "mask", mode="r")
     np.testing.assert_array_equal(array[...], data)
-    kinds = [type(codec).__name__ for codec in array.metadata.codecs]
-    assert kinds == ["BytesCodec", "ZstdCodec", "Crc32cCodec"]
+    metadata = json.loads((store.directory / GROUP / "mask" / "zarr.json").read_text())
+    assert [codec["name"] for codec in metadata["codecs"]] == ["bytes", "zstd", "crc32c"]
+    assert metadata["dimension_names"] == ["z", "y", "x"]
 
 
 def test_an_array_of_nothing(store):
@@ -111,9 +112,13 @@ def test_a_damaged_chunk_is_an_error(store, compress, harm):
         content[len(content) // 2] ^= 1
     elif harm == "flip the checksum":
         content[-1] ^= 128
-    path.write_bytes(
-        {"cut": content[:-10], "empty": b"", "longer": content + b"x"}.get(harm, content)
-    )
+    elif harm == "cut":
+        del content[-10:]
+    elif harm == "empty":
+        content.clear()
+    else:
+        content += b"x"
+    path.write_bytes(content)
     np.testing.assert_array_equal(read_rows(store.array("v"), slice(0, 1)), data[:1])
     for rows in (slice(None), slice(1, 2), np.array([0, 1])):
         with pytest.raises(RunError, match=r"v is damaged .* verify"):
@@ -300,6 +305,7 @@ def test_another_process_holds_the_run(store):
         cwd=Path(scapedist.__file__).parents[1],
     )
     try:
+        assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
         with pytest.raises(RunError, match="Another one is working on"), store.lock():
             pass
