@@ -232,12 +232,12 @@ def open_workers(
                 "neither. Start one with `dask scheduler --scheduler-file FILE`."
             )
         return Distributed(scheduler=scheduler)
-    if memory_limit is not None and memory_limit < IMPORT_BYTES:
+    n = available_cores() if n_workers is None else n_workers
+    if n > 1 and memory_limit is not None and memory_limit < IMPORT_BYTES:
         raise ResourceError(
             f"A worker takes {IMPORT_BYTES / GIB:.2f} GiB before its first batch; it may use "
             f"{memory_limit / GIB:.2f} GiB. Use --memory-limit {2 * IMPORT_BYTES / GIB:.1f}GiB."
         )
-    n = available_cores() if n_workers is None else n_workers
     if n < 1:
         raise InputError(f"There is at least one worker. --workers is {n}.")
     return Serial() if n == 1 else Distributed(n, memory_limit=memory_limit)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 
 from scapedist.errors import InputError
 
@@ -28,6 +26,9 @@ def link(squared_distances: np.ndarray, method: str = "average") -> np.ndarray:
     """
     if method not in LINKAGES:
         raise InputError(f"A linkage is one of {', '.join(LINKAGES)}. It is {method!r}.")
+    from scipy.cluster import hierarchy  # where it is used: settings are checked before
+    from scipy.spatial.distance import squareform
+
     return hierarchy.linkage(np.sqrt(squareform(squared_distances, checks=False)), method)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from scapedist.errors import InputError
 
@@ -92,7 +91,7 @@ def make_sketch(
     else:
         draw = _draw_uniform if method == "uniform" else _draw_geometric
         chosen = np.sort(draw(points, size, rng))
-        groups = cKDTree(points[chosen]).query(points, workers=-1)[1]
+        groups = _nearest(points[chosen], points)[1]
         groups[chosen] = np.arange(len(chosen))
     assignment = np.full(len(latents), -1, np.int32)
     assignment[rows] = groups
@@ -126,7 +125,7 @@ def _lloyd(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndar
     size = len(centers)
     groups = np.full(len(points), -1)
     for _ in range(MAX_ITERATIONS):
-        distances, nearest = cKDTree(centers).query(points, workers=-1)
+        distances, nearest = _nearest(centers, points)
         if np.array_equal(nearest, groups):
             break
         groups = nearest
@@ -137,8 +136,16 @@ def _lloyd(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndar
         n_empty = size - int(filled.sum())
         if n_empty:  # an empty group restarts at the particles worst represented
             centers[~filled] = points[np.argsort(-distances, kind="stable")[:n_empty]]
-    groups = cKDTree(centers).query(points, workers=-1)[1]
+    groups = _nearest(centers, points)[1]
     return centers, groups
+
+
+def _nearest(centers: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance and number of the center nearest to each point."""
+    from scipy.spatial import cKDTree  # where it is used: settings are checked before
+
+    distances, nearest = cKDTree(centers).query(points, workers=-1)
+    return distances, nearest
 
 
 def _draw_spread(points: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

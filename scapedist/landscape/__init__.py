@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +76,9 @@ def analyze(
         local = scheduler is None and workers.n_workers > 1  # they read the weights
         run = Run.create(workdir, epoch, output, progress, overwrite, check_weights=not local)
         run.sketch(**chosen["sketch"])
+        if workers.n_workers > 1:  # this process waits now: load what the later stages need
+            later = threading.Thread(target=import_module, args=("scapedist.output.report",))
+            later.start()
         if on_workers is not None:
             on_workers(workers)
         run.generate(workers, memory_limit, **chosen["generate"] | chosen["mask"])

@@ -1,0 +1,196 @@
+"""Tests that fail today. Each belongs into tests/fault/test_bad_input.py once the lead has decided.
+
+To run them: append this file's tests to that one (they use its fixtures).
+"""
+# ruff: noqa: F405
+from harm import *; import pytest, shutil, zarr, numpy as np; from scapedist.store import RunStore
+
+
+# F1 run.py: sha256_of(exclude_particles) before it is known to be there -> FileNotFoundError
+def test_no_list_of_particles(refused, adk_workdir, tmp_path):
+    bad = ["--exclude-particles", tmp_path / "none.pkl"]
+    output = tmp_path / "run"
+    refused("none.pkl cannot be read", "sketch", adk_workdir, 14, "--output", output, *SKETCH, *bad)
+
+
+# F3 killed between the group and write_source: KeyError 'workdir' / 'hashes'
+@pytest.mark.parametrize("command", ["info", "generate", "mask", "states", "report"])
+def test_a_run_killed_while_it_was_made(refused, tmp_path, command):
+    RunStore(tmp_path / "run", "w-")
+    more = ["--workers", 1] if command == "generate" else []
+    refused("scapedist sketch", command, tmp_path / "run", *more)
+
+
+# F4 generate.volume_box_size and decode: `box_size or ...` takes 0 for "not given"
+def test_a_box_of_nothing(refused, adk_workdir, tmp_path):
+    np.savetxt(tmp_path / "z.txt", np.zeros((1, 8)))
+    there = [adk_workdir, 14, "--output", tmp_path / "run"]
+    refused("It is 0", "run", *there, *SMALL, "--box-size", 0)
+    refused("It is 0", "decode", *there, "--latents", tmp_path / "z.txt", "--box-size", 0)
+
+
+# F4b decode: `pixel_size or ...`, and nothing refuses a negative one
+@pytest.mark.parametrize("size", [0, -1, "nan", "inf"])
+def test_a_pixel_of_nothing(refused, adk_workdir, tmp_path, size):
+    np.savetxt(tmp_path / "z.txt", np.zeros((1, 8)))
+    there = [adk_workdir, 14, "--output", tmp_path / "maps", "--latents", tmp_path / "z.txt"]
+    refused("pixel size", "decode", *there, "--box-size", 16, "--pixel-size", size)
+
+
+# F5 a masked store: generate with a mask that is none (or with none at all) deletes all volumes
+@pytest.mark.parametrize("mask", [["--mask", "none.mrc"], []])
+def test_volumes_of_a_masked_store_outlive_another_mask(scapedist, adk_workdir, tmp_path, mask):
+    output = tmp_path / "run"
+    weights = np.zeros((16, 16, 16))
+    weights[5:11, 5:11, 5:11] = 1
+    path = write_mask(tmp_path / "m.mrc", weights)
+    assert scapedist("sketch", adk_workdir, 14, "--output", output, *SKETCH).code == 0
+    there = ["generate", output, "--workers", 1]
+    store = ["--box-size", 16, "--store", "masked", "--mask", path]
+    assert scapedist(*there, *store).code == 0
+    before = content(output)
+    done = scapedist(*there, *mask)  # [] is a resume, or "what was chosen before"
+    assert done.code == (2 if mask else 0)
+    assert content(output) == before
+
+
+# F6 the same through a list of particles whose content changed: volumes go without a word
+def test_volumes_outlive_another_list_of_particles(refused, scapedist, adk_workdir, tmp_path):
+    output = tmp_path / "run"
+    rows = tmp_path / "rows.txt"
+    rows.write_text("1\n2\n")
+    there = ["run", adk_workdir, 14, "--output", output, *SMALL, "--exclude-particles", rows]
+    assert scapedist(*there).code == 0
+    before = content(output)
+    rows.write_text("1\n2\n3\n")
+    refused("Choose another --output", *there)
+    assert content(output) == before
+
+
+# F7 what `info` names next is refused: mask after generate --store masked --mask FILE
+def test_a_masked_store_takes_the_mask_that_it_has(scapedist, adk_workdir, tmp_path):
+    output = tmp_path / "run"
+    weights = np.zeros((16, 16, 16))
+    weights[5:11, 5:11, 5:11] = 1
+    path = write_mask(tmp_path / "m.mrc", weights)
+    assert scapedist("sketch", adk_workdir, 14, "--output", output, *SKETCH).code == 0
+    store = ["--box-size", 16, "--store", "masked", "--mask", path]
+    assert scapedist("generate", output, "--workers", 1, *store).code == 0
+    done = scapedist("mask", output)
+    assert done.code == 0, done.err
+
+
+# F8 verify: the advice does not mend other arrays, and missing chunks of them are not found
+@pytest.mark.parametrize("harm", ["flip", "remove"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "latents", "sketch/particle", "sketch/assignment", "sketch/quality/particle",
+        "volumes/percentile", "mask", "components/vectors", "components/gram", "states/label",
+        "states/mean",
+    ],
+)  # fmt: skip
+def test_damage_of_any_array_is_found_and_mended(
+    scapedist, adk_workdir, run, finished, name, harm
+):
+    path = next(p for p in sorted((run / "landscape.zarr" / name / "c").rglob("*")) if p.is_file())
+    flip(path) if harm == "flip" else path.unlink()
+    found = scapedist("verify", run)
+    assert found.code == 1, found.out + found.err
+    assert f"damaged array: {name}" in found.out
+    assert scapedist("run", adk_workdir, 14, "--output", run, *SMALL).code == 0
+    assert_same_arrays(run, finished)
+
+
+# F8b volumes that are not what decoding them again gives are called sound (exit code 0)
+def test_volumes_of_something_else_are_not_sound(scapedist, run):
+    volumes = zarr.open_array(run / "landscape.zarr/volumes/0", mode="r+")
+    volumes[...] = volumes[...][::-1]
+    found = scapedist("verify", run, "--sample", 12)
+    assert found.code == 1, found.out
+
+
+# F9 a sample below 0 -> ValueError
+def test_a_sample_below_zero(scapedist, run):
+    assert scapedist("verify", run, "--sample", -1).code == 2
+
+
+# F10 plan projects what run would refuse
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--workers", 0],
+        ["--workers", -3],
+        ["--sketch-size", 20_001],
+        ["--sketch-size", -5],
+        ["--store", "zip"],
+        ["--store-dtype", "int8"],
+        ["--batch-size", 0],
+    ],
+)
+def test_a_plan_of_what_cannot_be(scapedist, adk_workdir, option):
+    done = scapedist("plan", adk_workdir, 14, *option)
+    assert done.code == 2
+    assert "--memory-limit" not in done.err  # of --batch-size 0: "may use 0.00 GiB"
+
+
+# F11 numbers that are not finite
+@pytest.mark.parametrize("option", ["--dilate", "--cosine-edge"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_mask_without_end(refused, run, option, value):
+    before = content(run)
+    refused("angstroms", "mask", run, option, value)
+    assert content(run) == before
+
+
+def test_a_pixel_without_end(refused, adk_workdir, tmp_path):
+    there = [adk_workdir, 14, "--output", tmp_path / "run", *SMALL]
+    refused("pixel size", "run", *there, "--pixel-size", "inf")
+
+
+# F12 analyse._write_state_maps: arrays[kind][state] = ... outside disk_errors -> OSError
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_disk_that_fills_at_any_moment_of_the_states(refused, run, small_disk):
+    disk_run = shutil.copytree(run, small_disk / "run")
+    for free_kib in range(0, 120, 8):
+        fill(small_disk, free_kib * 2**10)
+        refused("is full|No space left", "states", disk_run, "--states", 4)
+        (small_disk / "ballast").unlink()
+        shutil.rmtree(disk_run)
+        shutil.copytree(run, disk_run)
+
+
+# F13 click turns Ctrl-C into exit code 130 before main() sees it: the sentence is never told
+def test_a_command_that_is_stopped(scapedist, adk_workdir, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scapedist.landscape.run.Run.create", stop)
+    done = scapedist("run", adk_workdir, 14, "--output", tmp_path / "run", *SMALL)
+    assert done.code == 130
+    assert "scapedist: stopped. The same command again resumes." in done.err
+
+
+# F15 what is wrong with later stages is told only after all volumes were decoded
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--states", 13],
+        ["--states", 0],
+        ["--linkage", "centroid"],
+        ["--components", 0],
+        ["--mask", "none.mrc"],
+        ["--min-fraction", 2],
+    ],
+)
+def test_bad_options_of_later_stages_cost_nothing(refused, adk_workdir, tmp_path, option):
+    there = [adk_workdir, 14, "--output", tmp_path / "run"]
+    refused("", "run", *there, *SMALL, *option)
+    assert not (tmp_path / "run").exists() or "generate" not in stages(tmp_path / "run")
+
+
+# F16 workers.call and run: workers killed by the nanny while they import torch -> KilledWorker
+def test_a_memory_limit_too_small_for_local_workers(refused, adk_workdir, tmp_path):
+    there = [adk_workdir, 14, "--output", tmp_path / "run", *SMALL]
+    limit = ["--workers", 2, "--memory-limit", "100MB"]
+    refused("may use 0.09 GiB.*Use --memory-limit", "run", *there, *limit)
