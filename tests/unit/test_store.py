@@ -239,6 +239,12 @@ def test_a_stage_begun_withdraws_what_follows_and_keeps_data(store, name):
     np.testing.assert_array_equal(again.read("mask"), 1)
 
 
+def test_a_run_stopped_while_it_was_made(store):
+    assert not store.has_source
+    with pytest.raises(RunError, match="stopped while it was made.*Give `scapedist sketch"):
+        _ = store.source
+
+
 def test_settings_that_were_never_tried(store):
     assert store.last_settings("pca") is None
 
@@ -366,7 +372,7 @@ def test_a_full_disk_is_a_sentence(small_disk):
     again = RunStore(small_disk / "run", "r+")
     np.testing.assert_array_equal(again.read("small"), np.arange(10.0))
     assert again.journal_read("f") == ENTRIES
-    assert again.source == {}
+    assert not again.has_source
     (small_disk / "ballast").unlink()
     again.journal_append(entry)
     assert again.journal_read("f") == [*ENTRIES, entry]
