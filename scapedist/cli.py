@@ -439,7 +439,7 @@ def plan(
         f"decoding  {cost['seconds']:.0f} s on {cost['workers']} worker(s), "
         f"{cost['seconds_a_volume'] * 1e3:.0f} ms a volume and worker\n"
         f"memory    {cost['worker_bytes'] / 2**30:.2f} GiB a worker\n"
-        f"disk      {cost['disk_bytes'] / 2**30:.2f} GiB of "
+        f"disk      {'at most ' if store == 'masked' else ''}{cost['disk_bytes'] / 2**30:.2f} GiB of "
         f"{cost['disk_free_bytes'] / 2**30:.1f} GiB free"
     )
 

@@ -80,10 +80,13 @@ def generate(
     rows = store.read("sketch/particle")
     quality_rows = store.read("sketch/quality/particle")
     source = make_source(run, settings, {FULL: latents[rows], QUALITY: latents[quality_rows]})
-    plan = plan_generation(source.decoder, source.box_size, settings, len(rows), memory_limit)
+    n_whole = len(rows) + len(quality_rows)
+    if settings.store == "masked":
+        n_whole = min(len(rows), settings.pilot_volumes)
+    plan = plan_generation(source.decoder, source.box_size, settings, n_whole, memory_limit)
     entries = store.journal_read(fingerprint)
     if entries is None:
-        check_disk(plan.disk_bytes, shutil.disk_usage(store.directory).free, str(store.directory))
+        _check_disk(store, plan.disk_bytes)
     begin()
     store.write_source(
         store.source
@@ -110,6 +113,8 @@ def generate(
         threshold = mask.threshold if mask.threshold is not None else threshold_of(percentiles)
         n_voxels = int((weights > 0).sum())
         if MASKED not in store or store.array(MASKED).shape[1] != n_voxels:
+            n_bytes = np.dtype(settings.store_dtype).itemsize * n_voxels
+            _check_disk(store, (len(rows) + len(quality_rows)) * n_bytes)
             for name, n, dimension in (
                 (MASKED, len(rows), "volume"),
                 (QUALITY, len(quality_rows), "sample"),
@@ -140,6 +145,10 @@ def generate(
     if settings.dtype != "float32" or settings.store_dtype != "float32":
         results["relative_error_against_float32"] = _precision_error(run, source, main)
     return results
+
+
+def _check_disk(store: RunStore, needed_bytes: int) -> None:
+    check_disk(needed_bytes, shutil.disk_usage(store.directory).free, str(store.directory))
 
 
 def made_of_maps(run: Run) -> str | None:

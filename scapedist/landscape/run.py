@@ -78,7 +78,7 @@ class Run:
         InputError
             Where the model cannot be loaded.
         RunError
-            Where the directory holds a run of another model or files of somebody else.
+            Where the directory holds a run of another model, or is a file.
         """
         model = open_model(workdir, epoch, check_weights=check_weights)
         output = Path(output)
