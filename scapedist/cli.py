@@ -433,13 +433,14 @@ def plan(
             },
         ),
     )
+    bound = "at most " if store == "masked" else ""
     typer.echo(
         f"{cost['volumes']} volumes of {cost['box_size']}^3 from {cost['frequencies']} "
         f"frequencies each, in batches of {cost['batch_size']}\n"
         f"decoding  {cost['seconds']:.0f} s on {cost['workers']} worker(s), "
         f"{cost['seconds_a_volume'] * 1e3:.0f} ms a volume and worker\n"
         f"memory    {cost['worker_bytes'] / 2**30:.2f} GiB a worker\n"
-        f"disk      {'at most ' if store == 'masked' else ''}{cost['disk_bytes'] / 2**30:.2f} GiB of "
+        f"disk      {bound}{cost['disk_bytes'] / 2**30:.2f} GiB of "
         f"{cost['disk_free_bytes'] / 2**30:.1f} GiB free"
     )
 
