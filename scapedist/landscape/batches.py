@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy as np
 import zarr
 
 from scapedist.analysis.mask import density_percentile
-from scapedist.errors import ResourceError, RunError
+from scapedist.errors import RunError
 from scapedist.model.decoder import Decoder
+from scapedist.store import disk_errors
 
 if TYPE_CHECKING:  # what sends batches starts without torch
     from scapedist.model.field import Field
@@ -119,7 +119,7 @@ def generate_batch(source: VolumeSource, task: tuple[str, int, int]) -> dict[str
     name, start, stop = task
     array = zarr.open_array(f"{source.group_path}/{name}", mode="r+")
     percentiles, outside = [], []
-    try:
+    with disk_errors(Path(source.group_path).parent):
         for row, volume in enumerate(source.volumes(name, start, stop), start):
             percentile = density_percentile(volume)
             if not np.isfinite(percentile):
@@ -131,17 +131,11 @@ def generate_batch(source: VolumeSource, task: tuple[str, int, int]) -> dict[str
             if source.mask is None:
                 array[row] = volume.astype(array.dtype)
                 continue
-            array[row] = volume.ravel()[source.inside].astype(array.dtype)
+            inside = volume.ravel()[source.inside]
+            array[row] = inside.astype(array.dtype)
             if source.threshold is not None:
-                claimed = volume >= source.threshold
-                outside.append(int(claimed.sum() - claimed.ravel()[source.inside].sum()))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                f"The disk of {source.group_path} is full. Complete batches are kept. Make room, "
-                "then give the same command again: it resumes."
-            ) from None
-        raise
+                n_claimed = np.count_nonzero(volume >= source.threshold)
+                outside.append(int(n_claimed - np.count_nonzero(inside >= source.threshold)))
     return {
         "array": name,
         "start": start,

@@ -46,7 +46,7 @@ class Field:
     device: str = "cpu"
     dtype: str = "float32"
     _lattices: dict[int, Lattice] = field(default_factory=dict, repr=False)
-    _cached: tuple[np.ndarray, list[torch.Tensor]] | None = field(default=None, repr=False)
+    _cached: tuple[np.ndarray, int, list[torch.Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype, self.device)
@@ -175,9 +175,9 @@ class Field:
 
     def _first_layer(self, points: np.ndarray, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Blocks of the first layer's frequency part, bias included, kept where they are small."""
-        if self._cached is not None and self._cached[0] is points:
+        if self._cached is not None and self._cached[0] is points and self._cached[1] == rows:
             start = 0
-            for block in self._cached[1]:
+            for block in self._cached[2]:
                 yield start, block
                 start += len(block)
             return
@@ -192,13 +192,17 @@ class Field:
                 blocks.append(block)
             yield start, block
         if keep:
-            self._cached = (points, blocks)
+            self._cached = (points, rows, blocks)
 
     def block_rows(self) -> int:
-        """Points in a block: activations of about the size of a core's own cache."""
+        """Points in a block: activations of about the size of a core's own cache.
+
+        Several threads share a product, and wait for one another at its end: they get longer ones.
+        """
         if self.device != "cpu":
             return 1 << 16
-        return max(512, 2**16 // self.decoder.hidden_size)
+        rows = max(512, 2**16 // self.decoder.hidden_size)
+        return rows if torch.get_num_threads() == 1 else 4 * rows
 
 
 def encode_positions(decoder: Decoder, points: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import zarr
+from harm import arrays, assert_same_arrays
 
 SKETCH = ["--sketch-size", "24", "--box-size", "16"]
 
@@ -17,19 +17,6 @@ SKETCH = ["--sketch-size", "24", "--box-size", "16"]
 def command(workdir: Path, output: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "scapedist.cli", "run", str(workdir), "14", "--output",
             str(output), *SKETCH, *more]  # fmt: skip
-
-
-def arrays(output: Path) -> dict[str, np.ndarray]:
-    group = zarr.open_group(output / "landscape.zarr", mode="r")
-    members = group.members(max_depth=None)
-    return {name: node[...] for name, node in members if isinstance(node, zarr.Array)}
-
-
-def assert_same_arrays(left: Path, right: Path) -> None:
-    ours, theirs = arrays(left), arrays(right)
-    assert ours.keys() == theirs.keys()
-    for name, values in ours.items():
-        assert values.tobytes() == theirs[name].tobytes(), name
 
 
 def chunk_files(output: Path) -> dict[str, bytes]:
@@ -105,7 +92,7 @@ def test_killed_while_decoding_resumes_to_the_same_bytes(
         assert arrays(output)[name].tobytes() == values.tobytes(), name
 
 
-@pytest.mark.parametrize("seconds", [1.5, 3.0, 4.5, 6.0])
+@pytest.mark.parametrize("seconds", [1.5, 3.0, 5.0])
 def test_killed_at_any_moment_resumes_to_the_same_bytes(
     adk_workdir, undisturbed, tmp_path, seconds
 ):

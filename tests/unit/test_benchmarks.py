@@ -4,9 +4,12 @@ import json
 
 import decode
 import machine
+import memory
 import pytest
 import random_model
 import torch
+import truth
+import whole_run
 
 from scapedist import open_model
 
@@ -62,3 +65,24 @@ def test_random_models_are_the_same_for_the_same_seed(tmp_path):
     assert (first.latents == again.latents).all()
     assert (first.decode(first.latents[:1]) == again.decode(first.latents[:1])).all()
     assert (first.decode(first.latents[:1]) != other.decode(first.latents[:1])).any()
+
+
+def test_whole_run():
+    results = whole_run.compare("tiny", n_workers=1)
+    assert [row["program"] for row in results["rows"]] == ["cryodrgn", "scapedist"]
+    for row in results["rows"]:
+        assert row["seconds"] > 0.5
+        assert row["peak MiB"] > row["idle MiB"] > 50
+    json.dumps(results)
+
+
+def test_memory():
+    results = memory.compare("tiny")
+    assert [row["sketch"] for row in results["rows"]] == [12, 48]
+    assert 0.5 < results["peak_ratio"] < 2
+
+
+def test_truth():
+    rows = truth.against_truth("tiny")
+    assert {row["kind"] for row in rows} == {"LID-less", "rare"}
+    assert all(0 <= row["recall of best"] <= 1 for row in rows)
