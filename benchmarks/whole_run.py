@@ -20,7 +20,7 @@ import numpy as np
 from machine import describe, print_table, write_json
 from processes import Measured, measure
 
-SIZES = {"tiny": (12, 16, 1), "small": (100, 48, 1), "full": (500, 48, 3)}
+SIZES = {"tiny": (30, 16, 1), "small": (100, 48, 1), "full": (500, 48, 3)}
 """Sketch size, box size, rounds."""
 SCAPEDIST_IDLE = """
 import time
@@ -105,7 +105,8 @@ def _cryodrgn(
     workdir: Path, output: Path, n_volumes: int, box_size: int, n_workers: int | None
 ) -> list[str]:
     options = ["-N", str(n_volumes), "-d", str(box_size), "--Apix", str(2.5 * 48 / box_size)]
-    program = [sys.executable, "-m", "cryodrgn.command_line", "analyze_landscape"]
+    start = "from cryodrgn.command_line import main_commands; main_commands()"
+    program = [sys.executable, "-c", start, "analyze_landscape"]
     return [*program, str(workdir), "14", "-o", str(output), *options]
 
 
