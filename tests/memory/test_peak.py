@@ -7,16 +7,21 @@ import sys
 import pytest
 from random_model import write_random_model
 
+# the high-water mark of this program: ru_maxrss would count the process that started it too
+PEAK = """
+import json, sys
+def peak_bytes():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+"""
 RUN = """
-import json, resource, sys
 from scapedist.landscape import analyze
 workdir, epoch, output, size, box_size, store = sys.argv[1:]
 analyze(workdir, int(epoch), output, n_workers=1, size=int(size), box_size=int(box_size),
         store=store, states=4)
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+print(json.dumps(peak_bytes()))
 """
 GENERATE = """
-import json, resource, sys
 from scapedist.landscape import Run
 from scapedist.landscape.generate import plan_generation
 from scapedist.landscape.settings import GenerateSettings
@@ -25,13 +30,12 @@ run = Run.create(workdir, 19, output)
 run.sketch(size=10, quality_groups=1, quality_members=1)
 run.generate(box_size=box_size)
 plan = plan_generation(run.model.decoder, box_size, GenerateSettings(), 10, None)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps([peak, plan.worker_bytes]))
+print(json.dumps([peak_bytes(), plan.worker_bytes]))
 """
 
 
 def run_python(code: str, *arguments: object):
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", PEAK + code, *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
