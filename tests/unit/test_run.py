@@ -14,6 +14,7 @@ from scapedist.landscape import Run, analyze
 from scapedist.landscape.decode import decode_to_maps
 from scapedist.landscape.inspect import describe, plan, verify
 from scapedist.model.safe_pickle import load_pickle
+from scapedist.workers import one_thread
 
 N, BOX, STATES = 24, 16, 5
 OPTIONS = {"size": N, "box_size": BOX, "states": STATES, "components": 6}
@@ -93,7 +94,8 @@ def test_volumes_are_an_ome_zarr_image(finished):
 
 def test_volumes_are_the_decoded_latents(finished, adk):
     rows = finished.store.read("sketch/particle")
-    volumes = adk.decode(adk.latents[rows[:3]], BOX)
+    with one_thread():  # as the workers
+        volumes = adk.decode(adk.latents[rows[:3]], BOX)
     np.testing.assert_array_equal(finished.store.array("volumes/0")[:3], volumes)
 
 
