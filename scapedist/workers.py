@@ -99,7 +99,10 @@ class Distributed(Serial):
         from distributed import Client, LocalCluster
 
         _quiet()
-        forked = {"distributed.worker.multiprocessing-method": "forkserver"}
+        forked = {
+            "distributed.worker.multiprocessing-method": "forkserver",
+            "distributed.worker.profile.enabled": False,  # its sampling takes time from Python
+        }
         with dask.config.set(forked), _main_module_left_alone():
             self._cluster = LocalCluster(
                 n_workers=self.n_workers,
