@@ -224,15 +224,19 @@ class RunStore:
 
         A line that a crash cut short is dropped, and its batch with it.
         """
-        if not self.journal.exists():
-            return None
-        lines = []
-        for line in self.journal.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
+        lines = self.journal_lines()
         if not lines or lines[0] != {"fingerprint": fingerprint}:
             return None
         return lines[1:]
+
+    def journal_lines(self) -> list[dict[str, Any]]:
+        """All whole lines of the journal, the fingerprint's first; none without a journal."""
+        lines: list[dict[str, Any]] = []
+        if self.journal.exists():
+            for line in self.journal.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    lines.append(json.loads(line))
+        return lines
 
     @property
     def journal_fingerprint(self) -> str | None:

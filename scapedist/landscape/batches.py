@@ -63,7 +63,7 @@ class VolumeSource:
             from scapedist.output.maps import read_map
 
             for path in self.map_paths[start:stop]:
-                yield self._oriented(read_map(Path(path))[0])
+                yield self.oriented(read_map(Path(path))[0])
             return
         from scapedist.model.hartley import volumes_from_values
 
@@ -72,9 +72,10 @@ class VolumeSource:
         values = field.values(self.latents[array][start:stop], lattice)
         for row in values:
             volume = volumes_from_values(row[None], lattice)[0]
-            yield self._oriented(volume.float().numpy())
+            yield self.oriented(volume.float().numpy())
 
-    def _oriented(self, volume: np.ndarray) -> np.ndarray:
+    def oriented(self, volume: np.ndarray) -> np.ndarray:
+        """A volume (d, d, d) mirrored and with its sign changed, as the settings say."""
         if self.flip:
             volume = volume[::-1]
         return -volume if self.invert else volume

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from scapedist.errors import InputError, RunError
-from scapedist.landscape.batches import VolumeSource
 from scapedist.landscape.generate import (
     FULL,
     MASKED,
@@ -102,11 +101,9 @@ def describe(directory: Path) -> dict[str, Any]:
     missing = next((name for name, record in stages.items() if record is None), None)
     n = store.array("sketch/particle").shape[0] if stages["sketch"] else 0
     done = n if stages["generate"] else 0
-    if not stages["generate"] and store.journal.exists():
-        names = (FULL, MASKED)
-        for line in store.journal.read_text().splitlines()[1:]:
-            if any(f'"{name}"' in line for name in names):
-                done += _length(line)
+    if not stages["generate"]:
+        entries = store.journal_lines()[1:]
+        done = sum(e["stop"] - e["start"] for e in entries if e["array"] in (FULL, MASKED))
     after = None
     if missing == "sketch":
         source = store.source
@@ -122,16 +119,6 @@ def describe(directory: Path) -> dict[str, Any]:
         "next": after,
         "bytes": sum(path.stat().st_size for path in files),
     }
-
-
-def _length(line: str) -> int:
-    import json
-
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError:
-        return 0
-    return int(entry["stop"] - entry["start"])
 
 
 def plan(
@@ -305,14 +292,9 @@ def _decode_again(
             volume = next(iter(source.volumes(name, row, row + 1)))
             again.append(_relative_error(stored, volume[inside]))
             if evaluate is not None:
-                volume = _oriented(evaluate(latents[row], source.box_size), source)
+                volume = source.oriented(evaluate(latents[row], source.box_size))
                 reference.append(_relative_error(stored, volume[inside]))
     return max(again), max(reference, default=None)
-
-
-def _oriented(volume: np.ndarray, source: VolumeSource) -> np.ndarray:
-    volume = volume[::-1] if source.flip else volume
-    return -volume if source.invert else volume
 
 
 def _relative_error(value: Any, reference: np.ndarray) -> float:
