@@ -312,6 +312,35 @@ def read_rows(array: zarr.Array, rows: slice | np.ndarray = slice(None)) -> np.n
         ) from None
 
 
+def write_row(array: zarr.Array, number: int, values: np.ndarray) -> None:
+    """Write one row of an array, converted to its dtype; plain chunks straight, as they are read.
+
+    Parameters
+    ----------
+    array
+        Of the run.
+    number
+        The row.
+    values
+        Of the shape of a row.
+    """
+    if not _is_plain(array):
+        array[number] = values.astype(array.dtype)
+        return
+    data = np.ascontiguousarray(values, array.dtype).reshape(-1).view(np.uint8)
+    path = _chunk_path(array, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb", buffering=0) as stream:
+        stream.write(data.data)
+        stream.write(google_crc32c.value(data).to_bytes(4, "little"))
+
+
+def _chunk_path(array: zarr.Array, number: int) -> Path:
+    """The file of a plain row."""
+    key = array.metadata.encode_chunk_key((number,) + (0,) * (array.ndim - 1))
+    return cast(LocalStore, array.store).root / array.path / key
+
+
 def _is_plain(array: zarr.Array) -> bool:
     """Whether each row is one chunk, uncompressed, in a local store: float volumes."""
     return (
@@ -326,9 +355,8 @@ def _is_plain(array: zarr.Array) -> bool:
 
 def _read_plain_chunk(array: zarr.Array, number: int, row: np.ndarray) -> None:
     """Read a chunk, its values and then their CRC-32C, into a row; NaN where it is missing."""
-    key = array.metadata.encode_chunk_key((number,) + (0,) * (array.ndim - 1))
     try:
-        with (cast(LocalStore, array.store).root / array.path / key).open("rb") as stream:
+        with _chunk_path(array, number).open("rb") as stream:
             target = row.reshape(-1).view(np.uint8)
             n_bytes = stream.readinto(target.data)
             stored = stream.read()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from scapedist.errors import InputError
 
@@ -57,6 +56,8 @@ def mask_from_claims(
     InputError
         Where no voxel is left.
     """
+    from scipy import ndimage  # where it is used: workers import this module and start sooner
+
     core = (claims > 0) & (claims / n_volumes >= min_fraction)
     if not core.any():
         raise InputError(

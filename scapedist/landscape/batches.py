@@ -14,7 +14,7 @@ import zarr
 from scapedist.analysis.mask import density_percentile
 from scapedist.errors import RunError
 from scapedist.model.decoder import Decoder
-from scapedist.store import disk_errors
+from scapedist.store import disk_errors, write_row
 
 if TYPE_CHECKING:  # what sends batches starts without torch
     from scapedist.model.field import Field
@@ -130,10 +130,10 @@ def generate_batch(source: VolumeSource, task: tuple[str, int, int]) -> dict[str
                 )
             percentiles.append(percentile)
             if source.mask is None:
-                array[row] = volume.astype(array.dtype)
+                write_row(array, row, volume)
                 continue
             inside = volume.ravel()[source.inside]
-            array[row] = inside.astype(array.dtype)
+            write_row(array, row, inside)
             if source.threshold is not None:
                 n_claimed = np.count_nonzero(volume >= source.threshold)
                 outside.append(int(n_claimed - np.count_nonzero(inside >= source.threshold)))
