@@ -164,7 +164,7 @@ class RunStore:
         compress: bool = False,
     ) -> zarr.Array:
         """An empty array; what is missing reads as NaN, never as zero."""
-        dtype = np.dtype(dtype)
+        dtype = np.dtype(dtype).newbyteorder("<")
         codecs = (ZstdCodec(level=1), Crc32cCodec()) if compress else (Crc32cCodec(),)
         with disk_errors(self.directory):
             return self.group.create_array(

@@ -14,7 +14,7 @@ import zarr
 
 import scapedist
 from scapedist.errors import ResourceError, RunError
-from scapedist.store import GROUP, STAGES, RunStore, disk_errors, read_rows, write_text
+from scapedist.store import GROUP, STAGES, RunStore, disk_errors, read_rows, write_row, write_text
 
 
 @pytest.fixture
@@ -408,3 +408,23 @@ def test_records_are_plain_json(store):
     assert re.search(r'"format":\s*1', text)
     attributes = json.loads(text)["attributes"]["scapedist"]
     assert attributes["stages"]["sketch"]["settings"] == {"size": 3, "seed": 0}
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2", "f8", ">f4", "i4"])
+@pytest.mark.parametrize("shape", [(3, 5), (3, 4, 5, 6)])
+@pytest.mark.parametrize("compress", [False, True])
+def test_zarr_reads_the_rows_written(store, dtype, shape, compress):
+    """Plain chunks are written without Zarr; what it writes itself has the same bytes."""
+    names = ("t", "z", "y", "x")[: len(shape)]
+    data = (np.random.default_rng(2).normal(size=shape) * 9).astype(np.float32)
+    ours, its = (
+        store.create(name, shape, dtype, names, (1, *shape[1:]), compress) for name in ("v", "w")
+    )
+    for row, values in enumerate(data):
+        write_row(ours, row, values)
+        its[row] = values.astype(its.dtype)
+    write_row(ours, 1, data[1][::-1])  # a chunk that is there is replaced
+    np.testing.assert_array_equal(ours[...][[0, 2]], its[...][[0, 2]])
+    np.testing.assert_array_equal(ours[1], data[1][::-1].astype(its.dtype))
+    for row in "02":
+        assert chunk(store, "v", row).read_bytes() == chunk(store, "w", row).read_bytes()
