@@ -11,7 +11,7 @@ BATCH_VOLUMES = 8
 """Volumes of a batch where memory allows: enough to share the first layer, few enough to lose."""
 IMPORT_BYTES = 450 * 2**20
 """Resident memory of a worker before its first batch (interpreter, torch, zarr, distributed)."""
-BLOCK_BYTES = 128 * 2**20
+BLOCK_BYTES = 64 * 2**20
 """Masked voxels (as float64) that one block of the analysis holds by default."""
 FFT_VOLUMES = 6
 """Arrays of a volume's size in flight while one volume is transformed and written."""

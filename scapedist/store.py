@@ -274,6 +274,9 @@ class RunStore:
                     f"One command at a time changes a run. Another one is working on "
                     f"{self.directory}. Wait for it, or stop it."
                 ) from None
+            for depth in ("", "*/", "*/*/"):  # records that a killed command was writing
+                for path in (self.directory / GROUP).glob(f"{depth}zarr.*.partial"):
+                    path.unlink()
             # what another command recorded meanwhile must not be lost
             self.group = zarr.open_group(self.directory / GROUP, mode="r+")
             yield

@@ -8,6 +8,7 @@ on the CPU each task runs on one thread.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -113,7 +114,9 @@ class Distributed(Serial):
                 dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL,
             )
-        return Client(self._cluster)
+        client = Client(self._cluster)
+        client.run(gc.freeze)  # no collection visits, and thereby copies, what the fork shares
+        return client
 
     def _connect(self) -> Any:
         from distributed import Client
@@ -266,6 +269,14 @@ def start_forkserver() -> None:
         ["torch", "zarr", "distributed", "scapedist.landscape.batches", "scapedist.model.field"]
     )
     forkserver.ensure_running()
+
+
+def stop_forkserver() -> None:
+    """End that process where nothing else runs from it: it holds torch, and the rest needs none."""
+    from multiprocessing import active_children, forkserver
+
+    if not active_children():
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -39,7 +39,9 @@ class Gram:
     def squared_distances(self) -> np.ndarray:
         """Squared Euclidean distances of the rows, (n, n) float64."""
         norms = np.diag(self.matrix)
-        distances = norms[:, None] + norms[None, :] - 2 * self.matrix
+        distances = -2 * self.matrix
+        distances += norms[:, None]
+        distances += norms[None, :]
         np.fill_diagonal(distances, 0)
         return np.maximum(distances, 0, out=distances)
 

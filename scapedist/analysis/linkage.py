@@ -29,7 +29,9 @@ def link(squared_distances: np.ndarray, method: str = "average") -> np.ndarray:
     from scipy.cluster import hierarchy  # where it is used: settings are checked before
     from scipy.spatial.distance import squareform
 
-    return hierarchy.linkage(np.sqrt(squareform(squared_distances, checks=False)), method)
+    distances = squareform(squared_distances, checks=False)
+    np.sqrt(distances, out=distances)
+    return hierarchy.linkage(distances, method)
 
 
 def cut(tree: np.ndarray, n_states: int) -> np.ndarray:

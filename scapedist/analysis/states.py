@@ -37,7 +37,8 @@ def medoids(labels: np.ndarray, occupancy: np.ndarray, squared_distances: np.nda
     chosen = np.empty(labels.max() + 1, np.int64)
     for state in range(len(chosen)):
         members = np.flatnonzero(labels == state)
-        distances = np.sqrt(squared_distances[np.ix_(members, members)])
+        distances = squared_distances[np.ix_(members, members)]
+        np.sqrt(distances, out=distances)
         chosen[state] = members[(distances @ occupancy[members]).argmin()]
     return chosen
 

@@ -60,7 +60,7 @@ def analyze(
         The report.
     """
     from scapedist.landscape.settings import by_stage, check_together
-    from scapedist.workers import open_workers
+    from scapedist.workers import open_workers, stop_forkserver
 
     chosen = by_stage(options)
     check_together(chosen)
@@ -82,6 +82,7 @@ def analyze(
         if on_workers is not None:
             on_workers(workers)
         run.generate(workers, memory_limit, **chosen["generate"] | chosen["mask"])
+    stop_forkserver()
     run.mask(**chosen["mask"])
     excluded = chosen["pca"].pop("exclude_states", None)
     if not excluded or "states/base_label" not in run.store:

@@ -428,3 +428,17 @@ def test_zarr_reads_the_rows_written(store, dtype, shape, compress):
     np.testing.assert_array_equal(ours[1], data[1][::-1].astype(its.dtype))
     for row in "02":
         assert chunk(store, "v", row).read_bytes() == chunk(store, "w", row).read_bytes()
+
+
+def test_what_a_killed_command_left_is_cleared(store):
+    """Zarr would warn of it whenever the run is listed."""
+    store.write("sketch/particle", np.arange(3), ("volume",))
+    root = store.directory / GROUP
+    left = [root / name / "zarr.0123.partial" for name in ("", "sketch", "sketch/particle")]
+    for path in left:
+        path.write_text("{")
+    with store.lock():
+        pass
+    assert not any(path.exists() for path in left)
+    names = [name for name, _ in zarr.open_group(root).members(max_depth=None)]
+    assert sorted(names) == ["sketch", "sketch/particle"]
