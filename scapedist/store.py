@@ -123,14 +123,15 @@ class RunStore:
     def begin_stage(self, name: str, settings: dict[str, Any]) -> None:
         """Withdraw the records of a stage and of all after it; keep the settings now tried."""
         kept = {s: r for s, r in self.stages.items() if STAGES.index(s) < STAGES.index(name)}
-        tried = self._attributes().get("settings", {}) | {name: {"settings": settings}}
-        self._record(stages=kept, settings=tried)
+        self._record(stages=kept, settings=self._tried(name, settings))
 
     def remember(self, name: str, settings: dict[str, Any]) -> None:
         """Keep settings for a stage that is not begun yet."""
-        attributes = self._attributes()
-        tried = attributes.get("settings", {}) | {name: {"settings": settings}}
-        self.group.attrs["scapedist"] = attributes | {"settings": tried}
+        self._record(settings=self._tried(name, settings))
+
+    def _tried(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings last tried of all stages, with these of one."""
+        return self._attributes().get("settings", {}) | {name: {"settings": settings}}
 
     def last_settings(self, name: str) -> dict[str, Any] | None:
         """The settings with which a stage was last begun, as ``{"settings": {...}}``."""
@@ -241,13 +242,8 @@ class RunStore:
     @property
     def journal_fingerprint(self) -> str | None:
         """Of the settings that the journal's volumes were made with."""
-        if not self.journal.exists():
-            return None
-        try:
-            first = json.loads(self.journal.read_text().partition("\n")[0])
-        except json.JSONDecodeError:
-            return None
-        return str(first.get("fingerprint"))
+        lines = self.journal_lines()
+        return lines[0].get("fingerprint") if lines else None
 
     def journal_write(self, fingerprint: str, entries: list[dict[str, Any]]) -> None:
         """Write the journal anew."""
@@ -333,7 +329,7 @@ def write_row(array: zarr.Array, number: int, values: np.ndarray) -> None:
     data = np.ascontiguousarray(values, array.dtype).reshape(-1).view(np.uint8)
     path = _chunk_path(array, number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb", buffering=0) as stream:
+    with path.open("wb") as stream:
         stream.write(data.data)
         stream.write(google_crc32c.value(data).to_bytes(4, "little"))
 

@@ -46,7 +46,7 @@ class Saboteur:
             self.opened.append(self.n_changes)
         if self.n_changes == self.kill_before:
             self.armed = False
-            if self.leave_empty and "w" in arguments[1]:
+            if self.leave_empty and writes and "w" in arguments[1]:  # threads: k may be another
                 Path(path).write_bytes(b"")
             os.kill(os.getpid(), signal.SIGKILL)
 
