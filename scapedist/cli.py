@@ -109,6 +109,20 @@ Linkage = Annotated[
     str | None,
     typer.Option(help="average, ward, complete, single, or kmeans. [default: average]"),
 ]
+Embedding = Annotated[
+    str | None,
+    typer.Option(
+        "--embed",
+        help="All particles by: reduced, exact, mlp, none. [default: reduced; exact for few]",
+    ),
+]
+Tolerance = Annotated[
+    float, typer.Option(help="Of the reduced embedding: error relative to the spread.")
+]
+ErrorBars = Annotated[
+    bool,
+    typer.Option("--error-bars", help="Also each particle's posterior covariance (reduced)."),
+]
 Umap = Annotated[
     bool | None,
     typer.Option("--umap/--no-umap", help="Also a UMAP of the latents. [default: no-umap]"),
@@ -154,6 +168,9 @@ def run(
     states: States = None,
     linkage: Linkage = None,
     exclude_states: ExcludeStates = None,
+    embed: Embedding = None,
+    tolerance: Tolerance = 1e-3,
+    error_bars: ErrorBars = False,
     umap: Umap = None,
     seed: Seed = None,
     workers: NWorkers = None,
@@ -161,7 +178,7 @@ def run(
     memory_limit: MemoryLimit = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """The whole job: sketch, volumes, mask, components, states and report; resumes."""
+    """The whole job: sketch, volumes, mask, components, states, all particles, report; resumes."""
     options = {
         "size": sketch_size,
         "method": sketch_method,
@@ -188,6 +205,9 @@ def run(
         "exclude_states": _numbers(exclude_states),
         "umap": umap,
         "seed": seed,
+        "embedding": embed,
+        "tolerance": tolerance,
+        "error_bars": error_bars,
     }
     _run_all(workdir, epoch, output, workers, scheduler, memory_limit, overwrite, options)
 
@@ -360,6 +380,99 @@ def states_command(
 
 
 @app.command()
+def embed(
+    directory: RunDir,
+    method: Annotated[str, typer.Option(help="exact, reduced or mlp.")] = "reduced",
+    components: Annotated[
+        int | None, typer.Option(help="Components. [default: all that were fitted]")
+    ] = None,
+    tolerance: Tolerance = 1e-3,
+    box_size: Annotated[
+        int | None, typer.Option(help="Of exact: only what a smaller box has. [default: all]")
+    ] = None,
+    variant: Annotated[str, typer.Option(help="Of mlp: paper or cryodrgn.")] = "paper",
+    error_bars: ErrorBars = False,
+    latents: Annotated[
+        Path | None,
+        typer.Option(help="Embed these rows (.txt, .npy, .pkl) by the map that is there."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where those go (.npz).")
+    ] = None,
+    grow_sketch: Annotated[
+        bool, typer.Option("--grow-sketch", help="Add what the sketch missed, and embed again.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    workers: NWorkers = None,
+    scheduler: Scheduler = None,
+    memory_limit: MemoryLimit = None,
+) -> None:
+    """Every particle's coordinates: by its own volume, from a few points of it, or guessed."""
+    from scapedist.landscape import Run
+    from scapedist.landscape.decode import embed_to_file
+    from scapedist.workers import open_workers
+
+    if latents is not None:
+        path = output or latents.with_name(f"{latents.stem}.embedded.npz")
+        n = embed_to_file(Run(directory), latents, path)
+        typer.echo(f"{n} latents embedded in {path}")
+        return
+    with _Reporter() as reporter:
+        opened = Run(directory, reporter)
+        with open_workers(workers, scheduler, _bytes(memory_limit)) as pool:
+            reporter.workers(pool)
+            options: dict[str, Any] = {
+                "method": method,
+                "components": components,
+                "tolerance": tolerance,
+                "box_size": box_size,
+                "variant": variant,
+                "error_bars": error_bars,
+                "seed": seed,
+            }
+            opened.embed(pool, _bytes(memory_limit), **options)
+            added = opened.grow(pool, _bytes(memory_limit)) if grow_sketch else 0
+            if added:
+                opened.embed(pool, _bytes(memory_limit), **options)
+    if grow_sketch:
+        typer.echo(f"{added} volumes added to the sketch")
+    for line in opened.summary():
+        typer.echo(line)
+
+
+@app.command()
+def crosscheck(
+    directory: RunDir,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Random particles; 0 for all, once embedded exactly.")
+    ] = 500,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    workers: NWorkers = None,
+    scheduler: Scheduler = None,
+    memory_limit: MemoryLimit = None,
+) -> None:
+    """All embeddings side by side, against exact decoding."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from scapedist.landscape import Run
+    from scapedist.landscape.crosscheck import table
+    from scapedist.workers import open_workers
+
+    with _Reporter() as reporter:
+        opened = Run(directory, reporter)
+        with open_workers(workers, scheduler, _bytes(memory_limit)) as pool:
+            reporter.workers(pool)
+            results = opened.crosscheck(pool, _bytes(memory_limit), sample or None, seed)
+    header, *rows = table(results)
+    shown = Table(*header, title=f"{results['sample']} particles that no method has seen")
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
+    typer.echo(f"All figures: {directory / 'crosscheck.json'}")
+
+
+@app.command()
 def report(directory: RunDir, umap: Umap = None) -> None:
     """Write plots and report.html."""
     _stage(directory, lambda run: run.report(umap=umap))
@@ -507,6 +620,10 @@ def _run_all(
             on_workers=reporter.workers,
             **options,
         )
+    from scapedist.landscape import Run
+
+    for line in Run(output).summary():
+        typer.echo(line)
     typer.echo(f"Report: {path}")
 
 

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,8 @@ from zarr.storage import LocalStore
 from scapedist.errors import ResourceError, RunError
 
 STAGES = ("sketch", "generate", "mask", "pca", "states", "report")
+BUILT_ON = {"embedding": "pca", "missed": "pca", "crosscheck": "states", "particles": "states"}
+"""Records beside the stages, by the beginning of their name, and the stage each builds on."""
 GROUP = "landscape.zarr"
 FORMAT = 1
 _NO_PLACE = (
@@ -123,7 +126,8 @@ class RunStore:
     def begin_stage(self, name: str, settings: dict[str, Any]) -> None:
         """Withdraw the records of a stage and of all after it; keep the settings now tried."""
         kept = {s: r for s, r in self.stages.items() if STAGES.index(s) < STAGES.index(name)}
-        self._record(stages=kept, settings=self._tried(name, settings))
+        beside = {b: r for b, r in self.beside.items() if _stage_under(b) in kept}
+        self._record(stages=kept, beside=beside, settings=self._tried(name, settings))
 
     def remember(self, name: str, settings: dict[str, Any]) -> None:
         """Keep settings for a stage that is not begun yet."""
@@ -141,6 +145,23 @@ class RunStore:
     def finish_stage(self, name: str, record: dict[str, Any]) -> None:
         """Record a stage as complete."""
         self._record(stages=self.stages | {name: record})
+
+    # -- records beside the stages: embeddings, their comparison, the particles' states
+
+    @property
+    def beside(self) -> dict[str, dict[str, Any]]:
+        """The records beside the stages by name, ``embedding/exact``; those that hold."""
+        return dict(self._attributes().get("beside", {}))
+
+    def withdraw(self, prefix: str) -> None:
+        """Remove the records beside the stages whose names begin so."""
+        kept = {name: r for name, r in self.beside.items() if not name.startswith(prefix)}
+        if kept != self.beside:
+            self._record(beside=kept)
+
+    def finish_beside(self, name: str, record: dict[str, Any]) -> None:
+        """Record something beside the stages as complete."""
+        self._record(beside=self.beside | {name: record})
 
     # -- arrays
 
@@ -276,6 +297,75 @@ class RunStore:
             # what another command recorded meanwhile must not be lost
             self.group = zarr.open_group(self.directory / GROUP, mode="r+")
             yield
+
+
+def _stage_under(name: str) -> str:
+    return BUILT_ON[name.split("/")[0]]
+
+
+class RowFile:
+    """Rows of numbers by key in one file that only grows: what a stopped command had computed.
+
+    Each row carries its CRC-32; whatever a crash left behind the last whole row is cut off. A file
+    of another fingerprint is begun anew.
+
+    Parameters
+    ----------
+    path
+        The file.
+    fingerprint
+        Of all that the rows depend on.
+    columns
+        Numbers (float32) of a row.
+    """
+
+    def __init__(self, path: Path, fingerprint: str, columns: int) -> None:
+        self.path = path
+        self._dtype = np.dtype([("key", "<i8"), ("values", "<f4", (columns,)), ("crc", "<u4")])
+        self._header = f"{fingerprint} {columns}\n".encode()
+        self._number: dict[int, int] = {}
+        with disk_errors(path.parent):
+            held = self._sound_rows() if path.exists() else None
+            if held is None:
+                path.write_bytes(self._header)
+                return
+            with path.open("r+b") as stream:
+                stream.truncate(len(self._header) + held.nbytes)
+        self._number = {int(key): number for number, key in enumerate(held["key"])}
+
+    def _sound_rows(self) -> np.ndarray | None:
+        data = self.path.read_bytes()
+        if not data.startswith(self._header):
+            return None
+        body = memoryview(data)[len(self._header) :]
+        size = self._dtype.itemsize
+        rows = np.frombuffer(body[: len(body) // size * size], self._dtype)
+        for number, row in enumerate(rows):
+            if zlib.crc32(row.tobytes()[:-4]) != row["crc"]:
+                return rows[:number]
+        return rows
+
+    def missing(self, keys: np.ndarray) -> np.ndarray:
+        """Those of some keys (n,) that the file does not have."""
+        return np.array([key for key in keys.tolist() if key not in self._number], np.int64)
+
+    def append(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Add rows (n, columns) under keys (n,)."""
+        rows = np.zeros(len(keys), self._dtype)
+        rows["key"], rows["values"] = keys, values
+        for row in rows:
+            row["crc"] = zlib.crc32(row.tobytes()[:-4])
+        with disk_errors(self.path.parent), self.path.open("ab") as stream:
+            stream.write(rows.tobytes())
+        first = len(self._number)
+        self._number |= {int(key): first + number for number, key in enumerate(keys)}
+
+    def read(self, keys: np.ndarray) -> np.ndarray:
+        """Rows (n, columns) float32 of keys that are there."""
+        if not len(keys):
+            return np.empty((0, *self._dtype["values"].shape), np.float32)
+        held = np.memmap(self.path, self._dtype, "r", len(self._header), (len(self._number),))
+        return held["values"][[self._number[key] for key in keys.tolist()]]
 
 
 def read_rows(array: zarr.Array, rows: slice | np.ndarray = slice(None)) -> np.ndarray:

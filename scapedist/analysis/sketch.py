@@ -36,6 +36,32 @@ class Sketch:
         return np.bincount(members, minlength=len(self.particle)).astype(np.int64)
 
 
+def grow_sketch(sketch: Sketch, latents: np.ndarray, added: np.ndarray) -> Sketch:
+    """A sketch with further particles; whatever is nearer to one of these goes over to it.
+
+    Parameters
+    ----------
+    sketch
+    latents : (n_particles, zdim) float
+    added : (m,) int64
+        Rows of the latents; those that the sketch has already change nothing.
+    """
+    added = added[~np.isin(added, sketch.particle)]
+    if not len(added):
+        return sketch
+    from scipy.spatial import cKDTree
+
+    assignment = sketch.assignment.copy()
+    own = cKDTree(latents[sketch.particle]).query(latents)[0]
+    member = assignment >= 0
+    center = latents[sketch.particle[assignment[member]]]
+    own[member] = np.linalg.norm(latents[member] - center, axis=1)
+    distance, nearest = cKDTree(latents[added]).query(latents)
+    moved = distance < own
+    assignment[moved] = len(sketch.particle) + nearest[moved]
+    return Sketch(np.concatenate([sketch.particle, added]), assignment)
+
+
 def make_sketch(
     latents: np.ndarray,
     size: int,

@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = ["Run", "analyze"]
 
+FEW_PARTICLES = 2000
+"""So many are decoded all, unless another method is asked for."""
+CHECKED_PARTICLES = 100
+"""Random particles that an approximate embedding is checked on."""
+
 if TYPE_CHECKING:
     from scapedist.landscape.run import Progress, Run
 
@@ -31,11 +36,14 @@ def analyze(
     scheduler: str | None = None,
     memory_limit: int | None = None,
     overwrite: bool = False,
+    embedding: str | None = None,
+    tolerance: float = 1e-3,
+    error_bars: bool = False,
     progress: Progress | None = None,
     on_workers: Any = None,
     **options: Any,
 ) -> Path:
-    """The whole job: sketch, volumes, mask, components, states, report.
+    """The whole job: sketch, volumes, mask, components, states, all particles, report.
 
     Parameters
     ----------
@@ -47,6 +55,12 @@ def analyze(
         As for :func:`scapedist.workers.open_workers`.
     overwrite
         Replace what the output holds.
+    embedding
+        How all particles are put on the components: ``reduced``, ``exact``, ``mlp`` or ``none``;
+        None for ``reduced``, or ``exact`` for few particles, or none where densities are clipped.
+        An approximate one is then checked on random particles.
+    tolerance, error_bars
+        Of the embedding, as in :class:`~scapedist.landscape.settings.EmbedSettings`.
     progress
         Told how far a stage is.
     on_workers
@@ -59,11 +73,12 @@ def analyze(
     pathlib.Path
         The report.
     """
-    from scapedist.landscape.settings import by_stage, check_together
+    from scapedist.landscape.settings import by_stage, check_embedding, check_together
     from scapedist.workers import open_workers, stop_forkserver
 
     chosen = by_stage(options)
     check_together(chosen)
+    check_embedding(embedding, tolerance, bool(chosen["pca"].get("clip_negative")))
     if not Path(workdir).is_dir():
         from scapedist.errors import InputError
 
@@ -82,13 +97,44 @@ def analyze(
         if on_workers is not None:
             on_workers(workers)
         run.generate(workers, memory_limit, **chosen["generate"] | chosen["mask"])
+        if embedding != "none":
+            _analyse(run, chosen, memory_limit)
+            _embed(run, workers, memory_limit, embedding, tolerance, error_bars)
     stop_forkserver()
+    _analyse(run, chosen, memory_limit)
+    return run.report(**chosen["report"])
+
+
+def _analyse(run: Run, chosen: dict[str, dict[str, Any]], memory_limit: int | None) -> None:
+    """Mask, components and states."""
     run.mask(**chosen["mask"])
-    excluded = chosen["pca"].pop("exclude_states", None)
+    pca = dict(chosen["pca"])
+    excluded = pca.pop("exclude_states", None)
     if not excluded or "states/base_label" not in run.store:
-        run.pca(memory_limit, **chosen["pca"])
+        run.pca(memory_limit, **pca)
         run.states(**chosen["states"])
     if excluded:
-        run.pca(memory_limit, exclude_states=excluded, **chosen["pca"])
+        run.pca(memory_limit, exclude_states=excluded, **pca)
         run.states(**chosen["states"])
-    return run.report(**chosen["report"])
+
+
+def _embed(
+    run: Run,
+    workers: Any,
+    memory_limit: int | None,
+    method: str | None,
+    tolerance: float,
+    error_bars: bool,
+) -> None:
+    """All particles on the components, and a check of that on random ones."""
+    if method is None:
+        if run.store.stages["pca"]["settings"]["clip_negative"]:
+            return
+        few = run.store.source["n_particles"] <= FEW_PARTICLES
+        method = "exact" if few else "reduced"
+    options: dict[str, Any] = {"method": method, "tolerance": tolerance}
+    if method == "reduced":
+        options["error_bars"] = error_bars
+    run.embed(workers, memory_limit, strict=False, **options)
+    if method != "exact":
+        run.crosscheck(workers, memory_limit, sample=CHECKED_PARTICLES)

@@ -175,6 +175,12 @@ class _Rows:
         return result
 
 
+def sketch_voxels(run: Run, fitted: PcaSettings, rows: np.ndarray) -> np.ndarray:
+    """Masked voxels (m, n_voxels) float32 of sketch volumes, as the components were fitted to."""
+    reader = _Rows(run, run.store.read("mask"), fitted.clip_negative, fitted.soft_mask)
+    return reader.of(reader.main, rows)
+
+
 # -- components
 
 
@@ -229,6 +235,8 @@ def pca(
             "Check the latents, or choose another mask."
         )
     begin()
+    for name in ("embedding", "missed", "axes", "crosscheck", "particles"):  # of other components
+        store.delete(name)
     n, r = len(included), len(fitted.variance)
     coordinates = np.full((n, r), np.nan)
     coordinates[members] = fitted.coordinates

@@ -65,11 +65,18 @@ class VolumeSource:
             for path in self.map_paths[start:stop]:
                 yield self.oriented(read_map(Path(path))[0])
             return
+        yield from self.decode(self.latents[array][start:stop])
+
+    def decode(self, latents: np.ndarray, low_pass: int | None = None) -> Any:
+        """Yield the volumes (d, d, d) float32 of latents (n, zdim), one after the other.
+
+        With ``low_pass`` from the frequencies alone that a box of that size has.
+        """
         from scapedist.model.hartley import volumes_from_values
 
         field = field_of(self)
-        lattice = field.lattice(self.box_size)
-        values = field.values(self.latents[array][start:stop], lattice)
+        lattice = field.lattice(self.box_size, low_pass)
+        values = field.values(latents, lattice)
         for row in values:
             volume = volumes_from_values(row[None], lattice)[0]
             yield self.oriented(volume.float().numpy())

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from scapedist.errors import InputError
-from scapedist.landscape.run import Progress
+from scapedist.landscape.run import Progress, Run
 from scapedist.landscape.settings import check_pixel_size
 from scapedist.model.decoder import check_latents
 from scapedist.model.safe_pickle import load_pickle
 from scapedist.model.workdir import open_model
+from scapedist.output.aside import written_aside
 from scapedist.output.maps import write_map
 
 
@@ -64,6 +65,30 @@ def decode_to_maps(
         if progress is not None:
             progress("decoding", number, len(rows))
     return paths
+
+
+def embed_to_file(run: Run, latents: str | Path, output: str | Path) -> int:
+    """Embed latents of a file by a run's reduced map, and write an ``.npz`` of the arrays.
+
+    Parameters
+    ----------
+    run
+        With a reduced embedding.
+    latents
+        File of rows of latents: text, ``.npy`` or ``.pkl``.
+    output
+        Holds what :meth:`Run.embed_latents` returns, by name.
+
+    Returns
+    -------
+    int
+        How many latents there were.
+    """
+    rows = _read_latents(Path(latents), run.store.source["zdim"])
+    found = run.embed_latents(rows)
+    with written_aside(Path(output)) as partial, partial.open("wb") as stream:
+        np.savez(stream, **found)  # type: ignore[arg-type]
+    return len(rows)
 
 
 def _read_latents(path: Path, zdim: int) -> np.ndarray:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scapedist.analysis.mask import threshold_of
-from scapedist.analysis.sketch import make_sketch, quality_sample
+from scapedist.analysis.sketch import grow_sketch, make_sketch, quality_sample
 from scapedist.errors import InputError, RunError
 from scapedist.landscape.batches import VolumeSource, generate_batch
 from scapedist.landscape.ensemble import open_ensemble
@@ -47,6 +47,8 @@ def sketch(run: Run, settings: SketchSettings, begin: Callable[[], None]) -> dic
         group, particle = quality_sample(
             chosen, settings.quality_groups, settings.quality_members, settings.seed
         )
+    if settings.added:
+        chosen = grow_sketch(chosen, latents, np.array(settings.added, np.int64))
     begin()
     store = run.store
     store.write("sketch/particle", chosen.particle, ("volume",))
@@ -145,6 +147,31 @@ def generate(
     if settings.dtype != "float32" or settings.store_dtype != "float32":
         results["relative_error_against_float32"] = _precision_error(run, source, main)
     return results
+
+
+def stored_entries(
+    store: RunStore,
+    name: str,
+    damaged: Sequence[int] = (),
+    bad_quality: Sequence[int] = (),
+    counted: bool = True,
+) -> list[dict[str, Any]]:
+    """Journal entries of complete volumes, but for damaged rows.
+
+    Without ``counted`` what was counted of each volume is lost, and the sketch's volumes with it.
+    """
+    entries: list[dict[str, Any]] = []
+    if counted:
+        percentiles = store.read("volumes/percentile")
+        outside = store.read("volumes/outside") if "volumes/outside" in store else None
+        for row in np.setdiff1d(np.arange(len(percentiles)), damaged).tolist():
+            entry = {"array": name, "start": row, "stop": row + 1, "percentile": [percentiles[row]]}
+            entry["outside"] = [] if outside is None else [int(outside[row])]
+            entries.append(entry)
+    n_quality = store.array(QUALITY).shape[0] if QUALITY in store else 0
+    for row in np.setdiff1d(np.arange(n_quality), bad_quality).tolist():
+        entries.append({"array": QUALITY, "start": row, "stop": row + 1})
+    return entries
 
 
 def _check_disk(store: RunStore, needed_bytes: int) -> None:

@@ -19,6 +19,7 @@ from scapedist.landscape.generate import (
     make_source,
     pilot_rows,
     plan_generation,
+    stored_entries,
     volume_box_size,
 )
 from scapedist.landscape.run import Run
@@ -27,7 +28,7 @@ from scapedist.model.field import Field
 from scapedist.model.reference import reference_decoder
 from scapedist.model.workdir import open_model
 from scapedist.plan import check_disk
-from scapedist.store import STAGES, RunStore, read_rows
+from scapedist.store import BUILT_ON, STAGES, RunStore, read_rows
 from scapedist.workers import available_cores, one_thread
 
 TOLERANCES = {"float32": 1e-5, "float16": 1e-3}
@@ -313,25 +314,29 @@ def _withdraw(
 ) -> None:
     """Leave in the journal what is sound, and take back that the stages are complete."""
     store = run.store
-    entries: list[dict[str, Any]] = []
-    if not {"volumes/percentile", "volumes/outside"} & set(broken):
-        percentiles = store.read("volumes/percentile")
-        outside = store.read("volumes/outside") if "volumes/outside" in store else None
-        for row in np.setdiff1d(np.arange(len(percentiles)), damaged).tolist():
-            entry = {"array": name, "start": row, "stop": row + 1, "percentile": [percentiles[row]]}
-            entry["outside"] = [] if outside is None else [int(outside[row])]
-            entries.append(entry)
-    n_quality = store.array(QUALITY).shape[0] if QUALITY in store else 0
-    for row in np.setdiff1d(np.arange(n_quality), bad_quality).tolist():
-        entries.append({"array": QUALITY, "start": row, "stop": row + 1})
+    counted = not {"volumes/percentile", "volumes/outside"} & set(broken)
+    entries = stored_entries(store, name, damaged, bad_quality, counted)
     stages = {_maker(key) for key in broken} | ({"generate"} if damaged else set())
     first = min((stage for stage in stages if stage), key=STAGES.index, default=None)
     with store.lock():
+        for key in broken:
+            if (beside := _beside(key)) is not None:
+                store.withdraw(beside)
         if first in ("sketch", "generate"):
             store.journal_write(record["fingerprint"], entries)
         if first is not None:
             settings = store.last_settings(first) or {"settings": {}}
             store.begin_stage(first, settings["settings"])
+
+
+def _beside(name: str) -> str | None:
+    """The record beside the stages of what writes an array."""
+    if name.startswith("axes/"):
+        return "missed"
+    parts = name.split("/")
+    if parts[0] not in BUILT_ON:
+        return None
+    return "/".join(parts[:2]) if parts[0] == "embedding" else parts[0]
 
 
 def _maker(name: str) -> str | None:

@@ -17,6 +17,7 @@ import numpy as np
 from scapedist.errors import InputError, RunError
 from scapedist.landscape import analyse, generate
 from scapedist.landscape.settings import (
+    EmbedSettings,
     GenerateSettings,
     MaskSettings,
     PcaSettings,
@@ -27,7 +28,7 @@ from scapedist.landscape.settings import (
     from_record,
 )
 from scapedist.model.workdir import Model, open_model, sha256_of
-from scapedist.store import GROUP, STAGES, RunStore, disk_errors
+from scapedist.store import GROUP, STAGES, RunStore, disk_errors, write_text
 from scapedist.workers import Serial, Workers
 
 Progress = Callable[[str, int, int], None]
@@ -205,7 +206,257 @@ class Run:
         """Group the volumes into states; options as in :class:`StatesSettings`."""
         settings = self._settings("states", StatesSettings, options)
         self._stage("states", settings, {}, lambda begin: analyse.states(self, settings, begin))
+        with self.store.lock(), disk_errors(self.directory):
+            self._place()
         return self
+
+    # -- beside the stages
+
+    def embed(
+        self,
+        workers: Workers | None = None,
+        memory_limit: int | None = None,
+        strict: bool = True,
+        **options: Any,
+    ) -> Run:
+        """Put every particle on the components; options as in :class:`EmbedSettings`.
+
+        Writes ``embedding/<method>/coordinates`` (n_particles, r) float32 and
+        ``embedding/<method>/residual`` (n_particles,) float32, the squared norm of masked voxels
+        that the components miss; with ``reduced`` also ``error`` (expected norm of the error) and
+        ``exact`` (which particles were decoded).
+
+        Parameters
+        ----------
+        workers, memory_limit
+            As for :meth:`generate`.
+        strict
+            Refuse where ``reduced`` does not reach its tolerance, instead of noting it.
+
+        Raises
+        ------
+        InputError
+            Where the method does not apply, or does not reach its tolerance.
+        RunError
+            Where there are no components, or the decoder does not give the run's volumes.
+        """
+        from scapedist.landscape import embed
+
+        settings = changed(EmbedSettings(), options)
+        name = f"embedding/{embed.embed_method(settings)}"
+        with self.store.lock(), disk_errors(self.directory):
+            embedder = embed.Embedder(self, workers or Serial(), memory_limit)
+            fingerprint = embedder.fingerprint(dataclasses.asdict(settings))
+            self._beside(
+                name,
+                settings,
+                fingerprint,
+                lambda begin: embed.embed(embedder, settings, strict, begin),
+            )
+            self._find_missed(embedder)
+            self._place()
+        return self
+
+    def _beside(
+        self,
+        name: str,
+        settings: Any,
+        fingerprint: str,
+        body: Callable[[Callable[[], None]], dict[str, Any]],
+    ) -> None:
+        """Do something beside the stages, unless its record says that it is done."""
+        held = self.store.beside.get(name)
+        if held is not None and held["fingerprint"] == fingerprint:
+            return
+        started = time.perf_counter()
+        results = body(lambda: self.store.withdraw(name))
+        self.store.withdraw(name)
+        self.store.finish_beside(
+            name,
+            {
+                "settings": dataclasses.asdict(settings) if settings is not None else {},
+                "fingerprint": fingerprint,
+                "versions": {name: _version(name) for name in _VERSIONS},
+                "seconds": round(time.perf_counter() - started, 3),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "results": results,
+            },
+        )
+
+    def _find_missed(self, embedder: Any) -> None:
+        from scapedist.landscape import particles
+
+        method = particles.placed_by(self.store)
+        fingerprint = embedder.fingerprint("missed", self._record_of(f"embedding/{method}"))
+        self._beside(
+            "missed", None, fingerprint, lambda begin: particles.find_missed(embedder, method)
+        )
+
+    def _place(self) -> None:
+        """Give particles the states of their own volumes, where there are states and volumes."""
+        from scapedist.landscape import particles
+
+        states = self.store.stages.get("states")
+        if states is None or not particles.is_embedded(self.store):
+            return
+        method = particles.placed_by(self.store)
+        base = [states["fingerprint"], self._record_of(f"embedding/{method}")]
+        self._beside(
+            "particles",
+            None,
+            hashlib.sha256(json.dumps(base).encode()).hexdigest(),
+            lambda begin: particles.place_particles(self, method),
+        )
+
+    def _record_of(self, name: str) -> str:
+        record: str = self.store.beside[name]["fingerprint"]
+        return record
+
+    def crosscheck(
+        self,
+        workers: Workers | None = None,
+        memory_limit: int | None = None,
+        sample: int | None = 500,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """Compare all embeddings with exact decoding, and write ``crosscheck.json``.
+
+        Parameters
+        ----------
+        workers, memory_limit
+            As for :meth:`generate`.
+        sample
+            Random particles to compare on, never those that a method was trained with; None for
+            all, once they are embedded exactly.
+        seed
+            Of the sample.
+
+        Returns
+        -------
+        dict
+            ``sample``, ``exact_seconds_a_particle`` and ``methods``: for each the figures of
+            :func:`scapedist.analysis.crosscheck.agreement`, states changed, neighbours kept, the
+            worst particles, and its cost.
+        """
+        from scapedist.landscape import crosscheck, embed
+
+        with self.store.lock(), disk_errors(self.directory):
+            embedder = embed.Embedder(self, workers or Serial(), memory_limit)
+            beside = self.store.beside
+            base = [beside[n]["fingerprint"] for n in sorted(beside) if n.startswith("embedding/")]
+            states = self.store.stages.get("states", {}).get("fingerprint")
+            self._beside(
+                "crosscheck",
+                None,
+                embedder.fingerprint("crosscheck", base, states, sample, seed),
+                lambda begin: crosscheck.crosscheck(embedder, sample, seed),
+            )
+            results: dict[str, Any] = self.store.beside["crosscheck"]["results"]
+            write_text(self.directory / "crosscheck.json", json.dumps(results, indent=1) + "\n")
+        return results
+
+    def embed_latents(self, latents: np.ndarray) -> dict[str, np.ndarray]:
+        """Put any latents on the components by the run's reduced map.
+
+        Parameters
+        ----------
+        latents : (n, zdim) float
+
+        Returns
+        -------
+        dict
+            ``coordinates`` (n, r) float32, ``residual`` (n,) and ``error`` (n,), ``nearest_volume``
+            (n,) and ``distance`` (n,) to it, and where there are states ``state`` and ``margin``.
+        """
+        from scapedist.landscape import embed, particles
+
+        if "embedding/map" not in self.store.beside:
+            raise RunError(
+                f"New latents are embedded by the reduced map. {self.directory} has none that is "
+                f"up to date. Give `scapedist embed {self.directory} --method reduced` first."
+            )
+        embedder = embed.Embedder(self, Serial(), None)
+        found = embed.apply_map(embedder, latents)
+        return found | particles.place_rows(self.store, found["coordinates"], found["residual"])
+
+    def grow(self, workers: Workers | None = None, memory_limit: int | None = None) -> int:
+        """Add representatives of what the sketch missed, and do all stages with it anew.
+
+        Volumes that are there are kept; embeddings and report are to be made again.
+
+        Returns
+        -------
+        int
+            How many volumes were added; 0 where nothing was missed.
+        """
+        if "missed" not in self.store.beside:
+            raise RunError(
+                f"A sketch grows by what an embedding finds missed. {self.directory} has none that "
+                f"is up to date. Give `scapedist embed {self.directory}` first."
+            )
+        if "volumes/0" not in self.store or generate.made_of_maps(self):
+            raise RunError(
+                "A sketch grows where whole volumes are stored and the model makes them. This "
+                f"one of {self.directory} cannot. Make a larger sketch in another --output."
+            )
+        old = from_record(SketchSettings, self.store.last_settings("sketch"))
+        fresh = np.setdiff1d(self.store.read("missed/representative"),
+                             self.store.read("sketch/particle"))  # fmt: skip
+        if not len(fresh):
+            return 0
+        entries = generate.stored_entries(self.store, generate.FULL)
+        added = (*old.added, *fresh.tolist())
+        self.sketch(added=added)
+        with self.store.lock():
+            n = self.store.array("sketch/particle").shape[0]
+            array = self.store.array(generate.FULL)
+            array.resize((n, *array.shape[1:]))
+            settings = from_record(GenerateSettings, self.store.last_settings("generate"))
+            inputs = dict(self.store.source["hashes"])
+            self.store.journal_write(self._fingerprint("generate", settings, inputs), entries)
+        self.generate(workers, memory_limit)
+        self.mask()
+        self.pca(memory_limit)
+        self.states()
+        return len(fresh)
+
+    def summary(self) -> list[str]:
+        """What the embeddings came to, in a few lines; none without one."""
+        beside, lines = self.store.beside, []
+        for name, record in beside.items():
+            results = record["results"]
+            if not name.startswith("embedding/") or name == "embedding/map":
+                continue
+            line = f"{name}: {results['particles']} particles on {results['components']} components"
+            if "relative_error" in results:
+                line += f", relative error {results['relative_error']:.1e}"
+            if results.get("decoded_exactly"):
+                line += f", {results['decoded_exactly']} decoded exactly"
+            lines.append(line)
+            if results.get("reached") is False:
+                lines.append(
+                    f"  the tolerance {results['tolerance']:.1e} was not reached; a larger sketch "
+                    "or --method exact would be nearer"
+                )
+        for method, record in (
+            beside.get("crosscheck", {}).get("results", {}).get("methods", {}).items()
+        ):
+            lines.append(
+                f"checked on {beside['crosscheck']['results']['sample']} particles: {method} has "
+                f"relative error {record['relative_error']:.1e}, R2 {min(record['r2'][:10]):.5f} "
+                "or more on each of the first ten components"
+            )
+        if "missed" in beside:
+            missed = beside["missed"]["results"]
+            groups = f" in {len(missed['groups'])} groups" if missed["missed"] else ""
+            lines.append(f"{missed['missed']} particles that no sketch volume represents{groups}")
+        if "particles" in beside:
+            placed = beside["particles"]["results"]
+            lines.append(
+                f"{placed['differ']} particles have another state by their own volume than by "
+                "their sketch group"
+            )
+        return lines
 
     def report(self, **options: Any) -> Path:
         """Write plots and ``report.html``; options as in :class:`ReportSettings`."""
@@ -218,7 +469,8 @@ class Run:
             write_report(self.store.group, self.directory, umap=settings.umap)
             return {}
 
-        self._stage("report", settings, {}, body)
+        inputs = {name: record["fingerprint"] for name, record in self.store.beside.items()}
+        self._stage("report", settings, inputs, body)
         return self.directory / "report.html"
 
     # -- bookkeeping
@@ -288,7 +540,7 @@ class Run:
         held = journal if stage == "generate" else None
         if stage in self.store.stages:
             held = self.store.stages[stage]["fingerprint"]
-        if not has_volumes or held in (None, fingerprint):
+        if not has_volumes or held in (None, fingerprint) or _is_grown(stage, settings, self.store):
             return
         last = (self.store.last_settings(stage) or {"settings": {}})["settings"]
         asked = dataclasses.asdict(settings)
@@ -302,6 +554,15 @@ class Run:
             f"{', '.join(different) or 'a file that they were made with, or its mask, changed'}. "
             "Choose another --output, or --overwrite."
         )
+
+
+def _is_grown(stage: str, settings: Any, store: RunStore) -> bool:
+    """Whether a sketch is the one that was there, with more particles."""
+    if stage != "sketch" or stage not in store.stages:
+        return False
+    held = from_record(SketchSettings, store.stages[stage])
+    kept = settings.added[: len(held.added)]
+    return bool(kept == held.added and dataclasses.replace(settings, added=held.added) == held)
 
 
 def _check_same(store: RunStore, source: dict[str, Any], output: Path) -> None:

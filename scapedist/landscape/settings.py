@@ -14,6 +14,11 @@ from scapedist.errors import InputError
 from scapedist.model.decoder import check_dtype
 
 S = TypeVar("S")
+NOT_WHERE_CLIPPED = (
+    "The reduced embedding does not apply: components of densities clipped at zero have "
+    "coordinates that are no affine function of the field, and a few points do not say where "
+    "density is negative. Use the method exact, or do without --clip-negative."
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class SketchSettings:
         Directory of cryoDRGN's ``kmeansK``, whose sketch and maps are taken instead.
     quality_groups, quality_members
         Groups, and further members of each, decoded to compare volumes within a group.
+    added
+        Particles that a sketch has grown by.
     seed
         Of all random numbers of the sketch.
     """
@@ -42,6 +49,7 @@ class SketchSettings:
     maps: str | None = None
     quality_groups: int = 8
     quality_members: int = 4
+    added: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -191,6 +199,59 @@ class ReportSettings:
     umap: bool = False
 
 
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How every particle is put on the components.
+
+    Attributes
+    ----------
+    method
+        ``reduced``, ``exact`` or ``mlp``.
+    components
+        How many; None for all that were fitted.
+    tolerance
+        Of ``reduced``: root mean square error relative to the total standard deviation.
+    box_size
+        Of ``exact``: decode the frequencies of a smaller box alone; None for all.
+    variant
+        Of ``mlp``: ``paper`` (50 epochs, learning rate 1e-3) or ``cryodrgn`` (200, 1e-4).
+    error_bars
+        Of ``reduced``: also the posterior covariance of each particle's leading coordinates.
+    seed
+        Of all random numbers.
+    """
+
+    method: str = "reduced"
+    components: int | None = None
+    tolerance: float = 1e-3
+    box_size: int | None = None
+    variant: str = "paper"
+    error_bars: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("An embedding's method", self.method, ("reduced", "exact", "mlp"))
+        _one_of("The MLP's variant", self.variant, ("paper", "cryodrgn"))
+        if self.components is not None:
+            _at_least("There is a component or more", self.components, 1, "--components")
+        _at_least("A seed is 0 or more", self.seed, 0, "--seed")
+        if not 0 < self.tolerance < 1:
+            raise InputError(
+                f"A tolerance is a fraction of the spread, between 0 and 1. It is "
+                f"{self.tolerance}. Give another --tolerance."
+            )
+        if self.error_bars and self.method != "reduced":
+            raise InputError(
+                f"Error bars are for --method reduced. The method is {self.method}. Leave out "
+                "--error-bars."
+            )
+        if self.box_size is not None and self.method != "exact":
+            raise InputError(
+                f"A smaller box is for --method exact. The method is {self.method}. Leave out "
+                "--box-size."
+            )
+
+
 def check_pixel_size(angstroms: float | None) -> None:
     """Refuse a pixel size that none can have."""
     if angstroms is not None and not 0 < angstroms < math.inf:
@@ -198,6 +259,16 @@ def check_pixel_size(angstroms: float | None) -> None:
             f"A pixel size is a length above 0 angstroms. It is {angstroms}. Give another "
             "--pixel-size."
         )
+
+
+def check_embedding(method: str | None, tolerance: float, clip_negative: bool) -> None:
+    """Refuse an embedding that cannot be had, before anything is decoded."""
+    if method in (None, "none"):
+        EmbedSettings(tolerance=tolerance)
+        return
+    EmbedSettings(method=str(method), tolerance=tolerance)
+    if method == "reduced" and clip_negative:
+        raise InputError(NOT_WHERE_CLIPPED)
 
 
 def check_together(options: dict[str, dict[str, Any]]) -> None:

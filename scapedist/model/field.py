@@ -45,7 +45,7 @@ class Field:
     decoder: Decoder
     device: str = "cpu"
     dtype: str = "float32"
-    _lattices: dict[int, Lattice] = field(default_factory=dict, repr=False)
+    _lattices: dict[tuple[int, int], Lattice] = field(default_factory=dict, repr=False)
     _cached: tuple[np.ndarray, int, list[torch.Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -73,12 +73,14 @@ class Field:
             per_latent = 2 * len(self.decoder.latent_frequencies)
         return self.decoder.zdim * per_latent
 
-    def lattice(self, box_size: int | None = None) -> Lattice:
-        """The decoder's lattice at a box size, made once."""
+    def lattice(self, box_size: int | None = None, low_pass: int | None = None) -> Lattice:
+        """The decoder's lattice at a box size, or what a smaller box has of it, made once."""
         size = self.decoder.box_size if box_size is None else box_size
-        if size not in self._lattices:
-            self._lattices[size] = self.decoder.lattice(size)
-        return self._lattices[size]
+        key = (size, low_pass or size)
+        if key not in self._lattices:
+            lattice = self.decoder.lattice(size)
+            self._lattices[key] = lattice.low_pass(low_pass) if low_pass else lattice
+        return self._lattices[key]
 
     def decode(self, latents: np.ndarray, box_size: int | None = None) -> torch.Tensor:
         """Volumes (n, d, d, d), axes z, y, x, of latents (n, zdim), on the field's device.
@@ -129,41 +131,83 @@ class Field:
     def _evaluate(self, latents: np.ndarray, points: np.ndarray, out: torch.Tensor) -> None:
         """Write the field at points (m, 3) into out[:, : m * n_outputs]."""
         n_outputs = self._layers[-1][0].shape[1]
-        features = encode_latents(
-            self.decoder, torch.from_numpy(latents).to(self.device, self._exact)
-        )
+        features = self._encode(latents)
         # one product a latent: a latent's values do not depend on the others of its batch
         codes = [row @ self._latent_weight for row in features]
         rows = self.block_rows()
-        buffers = [
-            torch.empty((rows, self.decoder.hidden_size), dtype=self._compute, device=self.device)
-            for _ in range(2)
-        ]
+        buffers = self._buffers(rows)
         for start, block in self._first_layer(points, rows):
             stop = start + len(block)
             for code, row in zip(codes, out, strict=True):
-                self._layers_behind(block, code, buffers, row[start * n_outputs : stop * n_outputs])
+                hidden = self._hidden(block, code, buffers)
+                self._outputs(hidden, row[start * n_outputs : stop * n_outputs])
 
-    def _layers_behind(
-        self,
-        block: torch.Tensor,
-        code: torch.Tensor,
-        buffers: list[torch.Tensor],
-        out: torch.Tensor,
-    ) -> None:
-        n, (here, there) = len(block), buffers
+    def features(self, latents: np.ndarray, points: np.ndarray, n_hidden: int) -> torch.Tensor:
+        """The raw field at some points, and the last hidden layer at the first of them.
+
+        Parameters
+        ----------
+        latents : (n, zdim) float
+        points : (m, 3) float32
+            As in :meth:`coefficients`; few enough for one block of activations.
+        n_hidden
+            Points, at most m, whose activations are returned.
+
+        Returns
+        -------
+        (n, m * n_outputs + n_hidden * hidden size) tensor
+            As many latents are computed together as a block of activations holds: values are the
+            same where latents come in the same groups.
+        """
+        latents = check_latents(latents, self.decoder.zdim)
+        n_outputs, width, m = self._layers[-1][0].shape[1], self.decoder.hidden_size, len(points)
+        n_values = m * n_outputs
+        shape = (len(latents), n_values + n_hidden * width)
+        out = torch.empty(shape, dtype=self._exact, device=self.device)
+        together = max(1, self.block_rows() // m)
+        with torch.inference_mode():
+            codes = self._encode(latents) @ self._latent_weight
+            ((_, block),) = self._first_layer(points, m)
+            buffers = self._buffers(together * m)
+            for start in range(0, len(latents), together):
+                code, rows = codes[start : start + together], out[start : start + together]
+                hidden = self._hidden(block, code[:, None], buffers)
+                values = torch.empty_like(rows[:, :n_values])
+                self._outputs(hidden, values.view(-1))
+                rows[:, :n_values] = values
+                if n_hidden:
+                    activations = hidden.view(len(code), m, width)[:, :n_hidden]
+                    rows[:, n_values:] = activations.reshape(len(code), -1)
+        return out
+
+    def _encode(self, latents: np.ndarray) -> torch.Tensor:
+        return encode_latents(self.decoder, torch.from_numpy(latents).to(self.device, self._exact))
+
+    def _buffers(self, rows: int) -> list[torch.Tensor]:
+        shape = (rows, self.decoder.hidden_size)
+        return [torch.empty(shape, dtype=self._compute, device=self.device) for _ in range(2)]
+
+    def _hidden(
+        self, block: torch.Tensor, code: torch.Tensor, buffers: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """The last hidden layer (rows, hidden size) of first-layer parts that are added up."""
+        summed = torch.broadcast_shapes(block.shape, code.shape)
+        n, (here, there) = int(np.prod(summed[:-1])), buffers
         if block.dtype == here.dtype:
-            torch.add(block, code, out=here[:n])
+            torch.add(block, code, out=here[:n].view(summed))
         else:
-            here[:n] = block + code
+            here[:n] = (block + code).view(n, -1)
         self._activate(here[:n])
         for weight, bias in self._layers[:-1]:
             torch.addmm(bias, here[:n], weight, out=there[:n])
             self._activate(there[:n])
             here, there = there, here
+        return here[:n]
+
+    def _outputs(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         weight, bias = self._layers[-1]
         # few rows, many columns: several times as fast as many rows of one or two columns
-        out.view(n, -1).copy_(torch.addmm(bias[:, None], weight.T, here[:n].T).T)
+        out.view(len(hidden), -1).copy_(torch.addmm(bias[:, None], weight.T, hidden.T).T)
 
     def _activate(self, x: torch.Tensor) -> None:
         if self.decoder.negative_slope:

@@ -9,6 +9,7 @@ is held to them by the tests in ``tests/oracle``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,6 +53,23 @@ class Lattice:
     def n_slots(self) -> int:
         """Number of values of a volume, the background's slot included."""
         return self.n_points * self.n_outputs + 1
+
+    def low_pass(self, box_size: int) -> Lattice:
+        """The same box with the points alone that a smaller box has; background elsewhere."""
+        edge = np.abs(self.coordinates).max() * (box_size / self.box_size) * (1 + 1e-6)
+        if self.n_outputs == 2:
+            kept = _squared_norms(self.coordinates) <= edge**2
+        else:
+            kept = np.abs(self.coordinates).max(1) <= edge
+        slots = np.full((self.n_points, self.n_outputs), kept.sum() * self.n_outputs, np.int32)
+        slots[kept] = np.arange(kept.sum() * self.n_outputs).reshape(-1, self.n_outputs)
+        moved = np.append(slots.ravel(), kept.sum() * self.n_outputs).astype(np.int32)
+        return dataclasses.replace(
+            self,
+            coordinates=np.ascontiguousarray(self.coordinates[kept]),
+            direct=moved[self.direct],
+            mirror=moved[self.mirror],
+        )
 
 
 def make_lattice(

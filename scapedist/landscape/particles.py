@@ -1,0 +1,216 @@
+"""All particles by their own volumes: states, margins, and what the sketch missed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scapedist.analysis import particles as maths
+from scapedist.analysis.gram import Gram
+from scapedist.analysis.linkage import cut, link
+from scapedist.errors import RunError
+from scapedist.landscape.embed import WRITE_ROWS, Embedder, sketch_residual
+from scapedist.landscape.projection import masked_batch, whole_volumes
+from scapedist.output.maps import write_map
+from scapedist.output.selections import write_state_particles
+from scapedist.plan import batches
+from scapedist.store import RunStore, read_rows
+
+if TYPE_CHECKING:
+    from scapedist.landscape.run import Run
+
+PREFERRED = ("exact", "reduced", "mlp")
+"""Which embedding particles are placed by, the first that there is."""
+REPRESENTATIVES = 24
+"""Missed particles that are decoded to tell groups of them apart."""
+
+
+def is_embedded(store: RunStore) -> bool:
+    """Whether there is an embedding that particles can be placed by."""
+    return any(f"embedding/{method}" in store.beside for method in PREFERRED)
+
+
+def placed_by(store: RunStore) -> str:
+    """The embedding that particles are placed by.
+
+    Raises
+    ------
+    RunError
+        Where there is none.
+    """
+    for method in PREFERRED:
+        if f"embedding/{method}" in store.beside:
+            return method
+    raise RunError(
+        f"Particles are placed by an embedding. {store.directory} has none that is up to date. "
+        f"Give `scapedist embed {store.directory}` first."
+    )
+
+
+class _Sketch:
+    """The sketch volumes on as many components as an embedding has."""
+
+    def __init__(self, store: RunStore, method: str) -> None:
+        self.array = store.array(f"embedding/{method}/coordinates")
+        self.residual = store.read(f"embedding/{method}/residual").astype(np.float64)
+        self.n, self.r = self.array.shape
+        self.coordinates = store.read("sketch/coordinates")[:, : self.r]
+        self.missed = _filled(sketch_residual(store, self.r))
+
+    def blocks(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """start, stop, coordinates of particles, squared distances to the sketch volumes."""
+        rows = max(1, min(WRITE_ROWS, 2**26 // (8 * len(self.coordinates))))
+        for start, stop in batches(self.n, rows):
+            block = read_rows(self.array, slice(start, stop)).astype(np.float64)
+            squared = maths.squared_distances(
+                block, self.residual[start:stop], self.coordinates, self.missed
+            )
+            yield start, stop, block, squared
+
+
+def place_particles(run: Run, method: str) -> dict[str, Any]:
+    """Write ``particles/`` from an embedding, and lists of the particles of each state."""
+    store, sketch = run.store, _Sketch(run.store, method)
+    labels, assignment = store.read("states/label"), store.read("sketch/assignment")
+    state, margin = np.empty(sketch.n, np.int32), np.empty(sketch.n, np.float32)
+    for start, stop, _, squared in sketch.blocks():
+        state[start:stop], margin[start:stop] = maths.place(squared, labels)
+    store.delete("particles")
+    store.write("particles/state", state, ("particle",))
+    store.write("particles/margin", margin, ("particle",))
+    write_state_particles(run.directory / "states" / "by_volume", state, run.model.stack_indices)
+    n_states = int(labels.max()) + 1
+    by_group = np.where(assignment >= 0, labels[assignment], -1)
+    return {
+        "method": method,
+        "n_particles": np.bincount(state, minlength=n_states).tolist(),
+        "n_particles_by_group": np.bincount(by_group[by_group >= 0], minlength=n_states).tolist(),
+        "differ": int((state != by_group).sum()),
+        "median_margin": float(np.median(margin)),
+    }
+
+
+def place_rows(
+    store: RunStore, coordinates: np.ndarray, residual: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Nearest sketch volume, distance, state and margin of any coordinates (n, r)."""
+    missed = _filled(sketch_residual(store, coordinates.shape[1]))
+    sketch = store.read("sketch/coordinates")[:, : coordinates.shape[1]]
+    squared = maths.squared_distances(coordinates, residual, sketch, missed)
+    placed = {
+        "nearest_volume": squared.argmin(1).astype(np.int32),
+        "distance": np.sqrt(squared.min(1)).astype(np.float32),
+    }
+    if "states" in store.stages:
+        state, margin = maths.place(squared, store.read("states/label"))
+        placed |= {"state": state, "margin": margin.astype(np.float32)}
+    return placed
+
+
+def _filled(residual: np.ndarray) -> np.ndarray:
+    """Residuals of sketch volumes, the median where one is not known."""
+    return np.where(np.isnan(residual), np.nanmedian(residual), residual)
+
+
+def find_missed(embedder: Embedder, method: str) -> dict[str, Any]:
+    """Where particles lie among the sketch volumes, and those that none of these represents.
+
+    Writes ``missed/``: of every particle the nearest sketch volume, the distance to it and to the
+    volume of its own group; of the missed ones particle, distance and group; of each group its
+    medoid and that one's volume, also as ``maps/missed/group_NN.mrc``. And ``axes/``: principal
+    axes of all particles.
+    """
+    run, store = embedder.run, embedder.store
+    sketch, assignment = _Sketch(store, method), store.read("sketch/assignment")
+    nearest, distance = np.empty(sketch.n, np.int32), np.empty(sketch.n)
+    to_group = np.full(sketch.n, np.nan, np.float32)
+    total, products = np.zeros(sketch.r), np.zeros((sketch.r, sketch.r))
+    for start, stop, block, squared in sketch.blocks():
+        nearest[start:stop] = squared.argmin(1)
+        distance[start:stop] = np.sqrt(squared.min(1))
+        group = assignment[start:stop]
+        own = np.flatnonzero(group >= 0)
+        to_group[start + own] = np.sqrt(squared[own, group[own]])
+        total += block.sum(0)
+        products += block.T @ block
+    threshold = maths.missed_threshold(distance)
+    rows = np.flatnonzero(distance > threshold)
+    rows = rows[np.argsort(-distance[rows], kind="stable")]
+    groups, medoids, chosen = _groups(embedder, sketch, rows, threshold)
+    axes = maths.principal_axes(sketch.n, total, products)
+    store.delete("missed")
+    store.delete("axes")
+    for name, data, dimension in (
+        ("nearest_volume", nearest, "particle"),
+        ("distance", distance.astype(np.float32), "particle"),
+        ("group_distance", to_group, "particle"),
+        ("missed_particle", rows, "missed"),
+        ("missed_group", groups, "missed"),
+        ("medoid", medoids, "missed_group"),
+        ("representative", chosen, "representative"),
+    ):
+        store.write(f"missed/{name}", data, (dimension,))
+    store.write("axes/mean", axes.mean, ("component",))
+    store.write("axes/vectors", axes.vectors, ("principal_axis", "component"))
+    store.write("axes/variance", axes.variance, ("principal_axis",))
+    store.write("axes/angle_degrees", axes.angle_degrees, ("principal_axis",))
+    directory = run.directory / "maps" / "missed"
+    shutil.rmtree(directory, ignore_errors=True)
+    if len(medoids):
+        volumes = embedder.workers.call(
+            whole_volumes, embedder.projection, embedder.latents[medoids]
+        )
+        store.write("missed/volume", volumes, ("missed_group", "z", "y", "x"))
+        for number, volume in enumerate(volumes):
+            path = directory / f"group_{number:02d}.mrc"
+            write_map(path, volume, store.source["pixel_size_angstroms"])
+    return {
+        "method": method,
+        "missed": len(rows),
+        "threshold": threshold if np.isfinite(threshold) else None,
+        "median_distance": float(np.median(distance)),
+        "groups": np.bincount(groups, minlength=len(medoids)).tolist(),
+        "angle_degrees": axes.angle_degrees[:10].round(3).tolist(),
+    }
+
+
+def _groups(
+    embedder: Embedder, sketch: _Sketch, rows: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Groups (m,) of missed particles (m,), largest first; medoids; who was decoded to tell."""
+    if not len(rows):
+        return np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    order = np.argsort(rows)
+    coordinates = np.empty((len(rows), sketch.r))
+    coordinates[order] = read_rows(sketch.array, rows[order])
+    points = np.column_stack([coordinates, np.sqrt(np.maximum(sketch.residual[rows], 0))])
+    spread = maths.farthest_first(points, REPRESENTATIVES)
+    label = _linked(embedder, rows[spread], threshold)
+    squared = np.stack([np.square(points - points[row]).sum(1) for row in spread], 1)
+    raw = label[squared.argmin(1)]
+    sizes = np.bincount(raw, minlength=label.max() + 1)
+    rank = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable")
+    groups = rank[raw].astype(np.int32)
+    medoids = np.empty(len(sizes), np.int64)
+    for group in range(len(sizes)):
+        members = np.flatnonzero(groups == group)
+        center = points[members].mean(0)
+        medoids[group] = rows[members[np.square(points[members] - center).sum(1).argmin()]]
+    return groups, medoids, rows[spread]
+
+
+def _linked(embedder: Embedder, particles: np.ndarray, threshold: float) -> np.ndarray:
+    """Groups (m,) of particles by their decoded volumes: linked on average below a distance."""
+    if len(particles) == 1:
+        return np.zeros(1, np.int32)
+    spans = batches(len(particles), embedder.batch_size)
+    tasks = [embedder.latents[particles[start:stop]] for start, stop in spans]
+    found = dict(embedder.workers.run(masked_batch, embedder.projection, tasks))
+    voxels = np.concatenate([found[number] for number in range(len(tasks))]).astype(np.float64)
+    mean = voxels.mean(0)
+    distances = Gram((voxels - mean) @ (voxels - mean).T, mean).squared_distances
+    tree = link(distances, "average")
+    return cut(tree, 1 + int((tree[:, 2] > threshold).sum()))

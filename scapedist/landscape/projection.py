@@ -1,0 +1,332 @@
+"""What a worker does to put volumes on a run's components: exactly, or from a few points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import numpy as np
+import zarr
+
+from scapedist.analysis import mask as masks
+from scapedist.errors import RunError
+from scapedist.landscape.batches import VolumeSource, field_of
+
+COVARIANCE_COMPONENTS = 10
+"""Leading coordinates whose posterior covariance is computed."""
+ROWS = 64
+"""Particles of one product in the reduced embedding; always as many, so that sums are the same."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """All that a worker needs to project; sent to each worker once, arrays are read there.
+
+    Attributes
+    ----------
+    source
+        Decodes.
+    clip_negative, soft_mask
+        As the components were fitted.
+    low_pass
+        Box whose frequencies alone are decoded, or None for all.
+    map_name
+        The reduced map that is used: ``map``, or ``coarse``, of fewer points.
+    """
+
+    source: VolumeSource
+    clip_negative: bool
+    soft_mask: bool
+    low_pass: int | None = None
+    map_name: str = "map"
+    token: str = field(default_factory=lambda: uuid4().hex)
+
+    def array(self, name: str) -> np.ndarray:
+        """A whole array of the run."""
+        return np.asarray(zarr.open_array(f"{self.source.group_path}/{name}", mode="r")[...])
+
+
+class _Frame(NamedTuple):
+    inside: np.ndarray
+    weights: np.ndarray
+    mean: np.ndarray
+    vectors: Any
+
+
+class ReducedMap(NamedTuple):
+    """The reduced embedding's arrays, as torch tensors where products are made."""
+
+    points: np.ndarray
+    n_hidden: int
+    feature_mean: Any
+    readout: Any
+    offset: Any
+    field_basis: Any
+    field_mean: Any
+    field_center: Any
+    field_weight: Any
+    calibration: dict[str, float]
+
+
+_FRAMES: dict[str, _Frame] = {}
+_MAPS: dict[str, ReducedMap] = {}
+
+
+def _frame_of(projection: Projection) -> _Frame:
+    """Mask and components in this process, read once."""
+    import torch
+
+    if projection.token not in _FRAMES:
+        weights = projection.array("mask")
+        mean = projection.array("components/mean")
+        if projection.low_pass is not None:
+            mean = mean - projection.array("embedding/low_pass/shift")
+        vectors = torch.from_numpy(projection.array("components/vectors"))
+        _FRAMES.clear()
+        _FRAMES[projection.token] = _Frame(np.flatnonzero(weights > 0), weights, mean, vectors)
+    return _FRAMES[projection.token]
+
+
+def masked_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
+    """Masked voxels (b, n_voxels) float32 of latents (b, zdim), as the components take them."""
+    weights = projection.array("mask")
+    inside = np.flatnonzero(weights > 0)
+    volumes = projection.source.decode(latents, projection.low_pass)
+    rows = np.stack([volume.ravel()[inside] for volume in volumes])
+    return masks.weigh(rows, weights, projection.clip_negative, projection.soft_mask)
+
+
+def whole_volumes(projection: Projection, latents: np.ndarray) -> np.ndarray:
+    """Volumes (b, d, d, d) float32 of latents (b, zdim)."""
+    return np.stack([volume.copy() for volume in projection.source.decode(latents)])
+
+
+def exact_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
+    """Decode latents (b, zdim) and project their volumes, one after the other.
+
+    Returns
+    -------
+    (b, r + 1) float32
+        Coordinates, and the squared norm that they miss of the masked voxels minus their mean.
+
+    Raises
+    ------
+    RunError
+        Where a volume is not finite.
+    """
+    import torch
+
+    frame = _frame_of(projection)
+    result = np.empty((len(latents), len(frame.vectors) + 1), np.float32)
+    volumes = projection.source.decode(latents, projection.low_pass)
+    for row, volume in zip(result, volumes, strict=True):
+        voxels = masks.weigh(
+            volume.ravel()[frame.inside][None],
+            frame.weights,
+            projection.clip_negative,
+            projection.soft_mask,
+        )[0]
+        difference = torch.from_numpy((voxels - frame.mean).astype(np.float32))
+        coordinates = torch.mv(frame.vectors, difference)
+        missed = torch.addmv(difference, frame.vectors.T, coordinates, alpha=-1).double()
+        row[:-1], row[-1] = coordinates.numpy(), float(missed @ missed)
+        if not np.isfinite(row).all():
+            raise RunError(
+                "Volumes are finite. That of a particle is not. The model may have diverged, or "
+                "its precision does not suffice: generate with --dtype float32."
+            )
+    return result
+
+
+# -- building the reduced map
+
+
+@dataclass(frozen=True)
+class Training:
+    """Latents whose coordinates are known, and the points that a map is built from.
+
+    Attributes
+    ----------
+    projection
+    latents : (n + k, zdim) float32
+        n to train with, then k held out.
+    n
+        How many are trained with.
+    points : (m, 3) float32
+    weights : (n, r) float64 or None
+        The regression's, once they are known.
+    scales
+        Factors of the field's and of the hidden layer's part of the kernel.
+    """
+
+    projection: Projection
+    latents: np.ndarray
+    n: int
+    points: np.ndarray
+    weights: np.ndarray | None = None
+    scales: tuple[float, float] = (1.0, 1.0)
+
+    def features(self, start: int, stop: int, hidden: bool) -> tuple[Any, Any, int]:
+        """Centered features (n + k, q) of points start..stop, their mean, and the field's share."""
+        field = field_of(self.projection.source)
+        points = self.points[start:stop]
+        rows = field.features(self.latents, points, len(points) if hidden else 0)
+        mean = rows[: self.n].double().mean(0).to(rows.dtype)
+        n_values = rows.shape[1] - hidden * len(points) * field.decoder.hidden_size
+        return rows - mean, mean, n_values
+
+
+def energy_of(projection: Projection, latents: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Variance (m,) float64 of the field at points (m, 3) over latents, outputs added up."""
+    field = field_of(projection.source)
+    values = field.coefficients(latents, points).double()
+    return (values - values.mean(0)).square().sum((0, 2)).numpy()
+
+
+def kernel_block(
+    training: Training, task: tuple[int, int, bool]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What some points add to the kernel, and the field there.
+
+    Returns
+    -------
+    (n + k, n) float64, twice
+        Inner products of the field's features, and of the hidden layer's.
+    (n + k, q) float64
+        The field.
+    """
+    rows, mean, n_values = training.features(*task)
+    values, hidden = rows[:, :n_values], rows[:, n_values:]
+    return (
+        (values @ values[: training.n].T).double().numpy(),
+        (hidden @ hidden[: training.n].T).double().numpy(),
+        (values + mean[:n_values]).double().numpy(),
+    )
+
+
+def readout_block(training: Training, task: tuple[int, int, bool]) -> dict[str, np.ndarray]:
+    """The part of the map that some points make."""
+    import torch
+
+    rows, mean, n_values = training.features(*task)
+    weights = torch.from_numpy(training.weights)
+    readout = rows[: training.n].double().T @ weights
+    readout[:n_values] *= training.scales[0]
+    readout[n_values:] *= training.scales[1]
+    return {
+        "mean": mean.numpy(),
+        "readout": readout.float().numpy(),
+        "n_values": np.int64(n_values),
+    }
+
+
+# -- using it
+
+
+def read_map(projection: Projection) -> ReducedMap:
+    """The run's reduced map in this process, read once."""
+    import torch
+
+    if projection.token not in _MAPS:
+        path = f"{projection.source.group_path}/embedding/{projection.map_name}"
+        group = zarr.open_group(path, mode="r")
+
+        def tensor(name: str) -> Any:
+            array: Any = group[name]
+            return torch.from_numpy(np.asarray(array[...]))
+
+        rules: Any = group.attrs["rules"]
+        _MAPS.clear()
+        _MAPS[projection.token] = ReducedMap(
+            points=tensor("points").numpy(),
+            n_hidden=int(rules["n_hidden"]),
+            feature_mean=tensor("feature_mean"),
+            readout=tensor("readout"),
+            offset=tensor("offset"),
+            field_basis=tensor("field_basis"),
+            field_mean=tensor("field_mean"),
+            field_center=tensor("field_center"),
+            field_weight=tensor("field_weight"),
+            calibration=rules["calibration"],
+        )
+    return _MAPS[projection.token]
+
+
+def reduced_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
+    """Coordinates of latents (b, zdim) from the field at a few points.
+
+    Returns
+    -------
+    (b, r + 2) float32
+        Coordinates, residual (squared norm), and the misfit at the points.
+    """
+    import torch
+
+    field, reduced = field_of(projection.source), read_map(projection)
+    n_values = reduced.field_mean.shape[0]
+    r = reduced.readout.shape[1]
+    result = np.empty((len(latents), r + 2), np.float32)
+    for start in range(0, len(latents), ROWS):
+        some = latents[start : start + ROWS]
+        padded = np.concatenate([some, np.repeat(some[:1], ROWS - len(some), 0)])
+        features = field.features(padded, reduced.points, reduced.n_hidden)
+        values = features[:, :n_values].clone()
+        coordinates = (features.sub_(reduced.feature_mean)) @ reduced.readout + reduced.offset
+        predicted = (coordinates - reduced.field_center) @ reduced.field_basis
+        gap = (values - reduced.field_mean - predicted).mul_(reduced.field_weight)
+        misfit = torch.linalg.vector_norm(gap, dim=1)
+        rows = result[start : start + ROWS]
+        rows[:, :r] = coordinates[: len(some)].numpy()
+        rows[:, r + 1] = misfit[: len(some)].numpy()
+    scale = reduced.calibration["residual_scale"]
+    result[:, r] = scale * np.square(result[:, r + 1].astype(np.float64))
+    return result
+
+
+def posterior_batch(projection: Projection, task: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Covariance of the leading coordinates of latents that are uncertain.
+
+    The posterior is Gaussian with a diagonal covariance; each of its axes is followed for one
+    standard deviation to both sides, and the differences of coordinates are what a derivative
+    there would give.
+
+    Parameters
+    ----------
+    task
+        Latent means and standard deviations, both (b, zdim) float32.
+
+    Returns
+    -------
+    (b, k, k) float32
+    """
+    means, deviations = task
+    k = min(COVARIANCE_COMPONENTS, read_map(projection).readout.shape[1])
+    return covariance_of(
+        lambda latents: reduced_batch(projection, latents)[:, :k], means, deviations
+    )
+
+
+def exact_posterior(projection: Projection, task: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The same by exact decoding."""
+    means, deviations = task
+    k = min(COVARIANCE_COMPONENTS, len(_frame_of(projection).vectors))
+
+    def embed(latents: np.ndarray) -> np.ndarray:
+        return exact_batch(projection, latents)[:, :k]
+
+    return covariance_of(embed, means, deviations)
+
+
+def covariance_of(
+    embed: Callable[[np.ndarray], np.ndarray], means: np.ndarray, deviations: np.ndarray
+) -> np.ndarray:
+    """Covariance (b, k, k) float32 of ``embed`` (n, zdim) -> (n, k), from central differences."""
+    b, zdim = means.shape
+    steps = deviations[:, :, None] * np.eye(zdim, dtype=np.float32)
+    both = np.concatenate([means[:, None] + steps, means[:, None] - steps], 1)
+    found = embed(both.reshape(-1, zdim).astype(np.float32)).astype(np.float64)
+    plus, minus = np.split(found.reshape(b, 2 * zdim, -1), 2, axis=1)
+    differences = (plus - minus) / 2
+    return np.einsum("bik,bil->bkl", differences, differences).astype(np.float32)
