@@ -183,42 +183,64 @@ def fit_ridge(kernel: np.ndarray, targets: np.ndarray) -> Ridge:
     return best
 
 
-def field_basis(
-    coordinates: np.ndarray, values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The field at the points as an affine function of coordinates, by least squares.
+@dataclass(frozen=True)
+class FieldModel:
+    """The field at some points as an affine function of coordinates, and how far it is off.
 
-    Parameters
+    Attributes
     ----------
-    coordinates : (n, r) float64
-    values : (n, q) float
-        The field of the same volumes at the points.
-
-    Returns
-    -------
     basis : (r, q) float64
     mean : (q,) float64
-        ``values`` is about ``(coordinates - coordinates.mean(0)) @ basis + mean``.
     center : (r,) float64
-        The coordinates' mean.
+        The field is about ``(coordinates - center) @ basis + mean``.
+    weight : (q,) float64
+        Of each value in the misfit: points were drawn in proportion to their energy.
     """
-    center, mean = coordinates.mean(0), values.mean(0, dtype=np.float64)
-    centered = coordinates - center
-    covariance = centered.T @ centered
-    covariance[np.diag_indices_from(covariance)] += 1e-12 * np.trace(covariance)
-    return np.linalg.solve(covariance, centered.T @ (values - mean)), mean, center
+
+    basis: np.ndarray
+    mean: np.ndarray
+    center: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def fit(cls, coordinates: np.ndarray, values: np.ndarray) -> FieldModel:
+        """The least-squares fit to volumes of known coordinates (n, r) and values (n, q)."""
+        center, mean = coordinates.mean(0), values.mean(0, dtype=np.float64)
+        centered = coordinates - center
+        covariance = centered.T @ centered
+        covariance[np.diag_indices_from(covariance)] += 1e-12 * np.trace(covariance)
+        basis = np.linalg.solve(covariance, centered.T @ (values - mean))
+        spread = values.std(0, dtype=np.float64)
+        weight = 1 / np.maximum(spread, max(1e-3 * spread.max(), 1e-30)) / np.sqrt(len(mean))
+        return cls(basis, mean, center, weight)
+
+    def misfit(self, coordinates: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Weighted norm (n,) of what coordinates (n, r) leave unexplained of values (n, q)."""
+        predicted = (coordinates - self.center) @ self.basis + self.mean
+        return np.linalg.norm((values - predicted) * self.weight, axis=1)
+
+    def arrays(self) -> dict[str, tuple[np.ndarray, tuple[str, ...]]]:
+        """What is stored: name -> float32 array, dimensions."""
+        dimensions = {
+            "basis": ("component", "value"),
+            "mean": ("value",),
+            "center": ("component",),
+            "weight": ("value",),
+        }
+        return {k: (getattr(self, k).astype(np.float32), d) for k, d in dimensions.items()}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """From a particle's misfit at the points to its residual and its error.
+    """From a particle's misfits at the points to its residual and its error.
 
     Attributes
     ----------
     residual_scale
-        Residual (squared norm) for a squared misfit of 1.
+        Residual (squared norm) for a squared misfit to the sketch's model of the field of 1.
     error_at_one, exponent
-        Expected error (norm) is ``error_at_one * misfit ** exponent``.
+        Expected error (norm) is ``error_at_one * misfit ** exponent``, with the misfit to the
+        model of all training volumes.
     """
 
     residual_scale: float
@@ -231,19 +253,20 @@ class Calibration:
 
     def error(self, misfit: np.ndarray) -> np.ndarray:
         """Expected norm of the coordinates' error, (n,)."""
-        return self.error_at_one * np.power(np.maximum(misfit, 1e-300), self.exponent)
+        return self.error_at_one * np.power(np.maximum(misfit, 1e-30), self.exponent)
 
 
-def calibrate(misfit: np.ndarray, residual: np.ndarray, error: np.ndarray) -> Calibration:
-    """Fit a calibration to particles of known residual (n,) and error (n,)."""
+def calibrate(
+    to_sketch: np.ndarray, to_training: np.ndarray, residual: np.ndarray, error: np.ndarray
+) -> Calibration:
+    """Fit a calibration to particles whose misfits, residual and error, all (n,), are known."""
     tiny = np.finfo(np.float64).tiny
-    misfit = np.maximum(misfit, tiny)
-    scale = float(np.exp(np.median(np.log(np.maximum(residual, tiny) / np.square(misfit)))))
-    x, y = np.log(misfit), np.log(np.maximum(error, tiny))
+    ratio = np.maximum(residual, tiny) / np.maximum(np.square(to_sketch), tiny)
+    x, y = np.log(np.maximum(to_training, tiny)), np.log(np.maximum(error, tiny))
     spread = float(np.square(x - x.mean()).sum())
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread else 1.0
     slope = min(max(slope, 0.5), 3.0)
     scatter = y - slope * x
     # the root mean square of a log-normal; outliers of the sample do not move it much
-    level = np.exp(scatter.mean() + min(float(scatter.var()), 1.0))
-    return Calibration(scale, float(level), slope)
+    level = float(np.exp(scatter.mean() + min(float(scatter.var()), 1.0)))
+    return Calibration(float(np.exp(np.median(np.log(ratio)))), level, slope)

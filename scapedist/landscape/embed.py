@@ -402,7 +402,9 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
         targets = np.concatenate([known[taught], coordinates])
         residuals = np.concatenate([missed[taught], residual])
         training = Training(embedder.projection, embedder.latents[particles], len(targets), points)
-        found = _fit(embedder, training, targets, held_coordinates, held_residual, settings)
+        found = _fit(
+            embedder, training, targets, len(taught), held_coordinates, held_residual, settings
+        )
         if not best or found["relative_error"] < best["relative_error"]:
             best = found | {
                 "training": training,
@@ -469,6 +471,7 @@ def _fit(
     embedder: Embedder,
     training: Training,
     targets: np.ndarray,
+    n_sketch: int,
     held_coordinates: np.ndarray,
     held_residual: np.ndarray,
     settings: EmbedSettings,
@@ -500,7 +503,13 @@ def _fit(
             "scales": tuple(scales),
         }
         found |= _judge(
-            np.concatenate(values, 1), targets, error, held_coordinates, held_residual, settings
+            np.concatenate(values, 1),
+            targets,
+            n_sketch,
+            error,
+            held_coordinates,
+            held_residual,
+            settings,
         )
         coarse = coarse or found
         if not best or found["reached"] or found["relative_error"] < 0.98 * best["relative_error"]:
@@ -517,6 +526,7 @@ def _ladder(n_points: int) -> list[int]:
 def _judge(
     values: np.ndarray,
     targets: np.ndarray,
+    n_sketch: int,
     held_error: np.ndarray,
     held_coordinates: np.ndarray,
     held_residual: np.ndarray,
@@ -524,20 +534,25 @@ def _judge(
 ) -> dict[str, Any]:
     """A map's errors on the held-out particles, those that it would have decoded left out."""
     n = len(targets)
-    basis, mean, center = maths.field_basis(targets, values[:n])
-    spread = values[:n].std(0)
-    weight = 1 / np.maximum(spread, 1e-3 * spread.max()) / np.sqrt(values.shape[1])
-    predicted = (held_error + held_coordinates - center) @ basis + mean
-    misfit = np.linalg.norm((values[n:] - predicted) * weight, axis=1)
-    calibration = maths.calibrate(misfit, held_residual, np.linalg.norm(held_error, axis=1))
+    found = held_error + held_coordinates
+    # what the components miss is told by the sketch alone, whose remainder they are blind to; where
+    # the map is at a loss by all that it was trained with
+    of_sketch = maths.FieldModel.fit(targets[:n_sketch], values[:n_sketch])
+    of_training = maths.FieldModel.fit(targets, values[:n])
+    calibration = maths.calibrate(
+        of_sketch.misfit(found, values[n:]),
+        of_training.misfit(found, values[n:]),
+        held_residual,
+        np.linalg.norm(held_error, axis=1),
+    )
     total = float(np.sqrt(np.var(held_coordinates, axis=0).sum()))
     threshold = EXACT_ABOVE * settings.tolerance * total
-    kept = calibration.error(misfit) <= threshold
+    kept = calibration.error(of_training.misfit(found, values[n:])) <= threshold
     remaining = np.square(held_error) * kept[:, None]
     error, exact = float(np.sqrt(remaining.sum(1).mean()) / total), float(1 - kept.mean())
     deviation = np.maximum(held_coordinates.std(0), np.finfo(float).tiny)
     return {
-        "field": (basis, mean, center, weight),
+        "field": (of_sketch, of_training),
         "calibration": calibration,
         "threshold": threshold,
         "relative_error": error,
@@ -566,17 +581,15 @@ def _write_map(
         hidden = [part[key][part["n_values"] :] for part in ordered]
         return np.concatenate(values + hidden)
 
-    basis, mean, center, weight = found["field"]
+    of_sketch, of_training = found["field"]
     store.delete(f"embedding/{name}")
     for key, data, dimensions in (
         ("points", work.points, ("point", "axis")),
         ("feature_mean", gather("mean"), ("feature",)),
         ("readout", gather("readout"), ("feature", "component")),
         ("offset", ridge.mean.astype(np.float32), ("component",)),
-        ("field_basis", basis.astype(np.float32), ("component", "value")),
-        ("field_mean", mean.astype(np.float32), ("value",)),
-        ("field_center", center.astype(np.float32), ("component",)),
-        ("field_weight", weight.astype(np.float32), ("value",)),
+        *((f"field_of_sketch/{key}", *item) for key, item in of_sketch.arrays().items()),
+        *((f"field_of_training/{key}", *item) for key, item in of_training.arrays().items()),
     ):
         store.write(f"embedding/{name}/{key}", data, dimensions)
     rules = {
@@ -647,9 +660,7 @@ def _embed_reduced(
         file, todo, reduced_batch, embedder.projection, REDUCED_ROWS, "embedding, reduced"
     )
     seconds = time.perf_counter() - started
-    calibration = maths.Calibration(**rules["calibration"])
-    misfit = file.read(np.arange(n))[:, -1].astype(np.float64)
-    flagged = np.flatnonzero(calibration.error(misfit) > rules["threshold"])
+    flagged = np.flatnonzero(file.read(np.arange(n))[:, -1] > rules["threshold"])
     embedder.exact_rows(flagged, "decoding uncertain ones")
     seconds_exact = time.perf_counter() - started - seconds
     n_exact = 0
@@ -660,7 +671,7 @@ def _embed_reduced(
         for start, stop in batches(n, WRITE_ROWS):
             rows = file.read(np.arange(start, stop))
             here = flagged[(flagged >= start) & (flagged < stop)]
-            error = calibration.error(rows[:, r + 1].astype(np.float64))
+            error = rows[:, r + 1].copy()
             exact = np.zeros(stop - start, bool)
             exact[here - start] = True
             coordinates, residual = embedder.exact_rows(here, "")
@@ -740,16 +751,14 @@ def _error_bars(embedder: Embedder) -> dict[str, Any]:
 def apply_map(embedder: Embedder, latents: np.ndarray) -> dict[str, np.ndarray]:
     """Coordinates, residuals and expected errors of any latents (n, zdim) by the run's map."""
     latents = check_latents(np.asarray(latents, np.float32), embedder.latents.shape[1])
-    rules = embedder.store.beside["embedding/map"]["results"]
     spans = batches(len(latents), REDUCED_ROWS)
     tasks = [latents[start:stop] for start, stop in spans]
     found = dict(embedder.workers.run(reduced_batch, embedder.projection, tasks))
     rows = np.concatenate([found[number] for number in range(len(tasks))])
-    error = maths.Calibration(**rules["calibration"]).error(rows[:, -1].astype(np.float64))
     return {
         "coordinates": rows[:, : embedder.r],
         "residual": rows[:, embedder.r],
-        "error": error.astype(np.float32),
+        "error": rows[:, embedder.r + 1],
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 
 from scapedist.analysis import mask as masks
+from scapedist.analysis.embedding import Calibration, FieldModel
 from scapedist.errors import RunError
 from scapedist.landscape.batches import VolumeSource, field_of
 
@@ -63,11 +64,9 @@ class ReducedMap(NamedTuple):
     feature_mean: Any
     readout: Any
     offset: Any
-    field_basis: Any
-    field_mean: Any
-    field_center: Any
-    field_weight: Any
-    calibration: dict[str, float]
+    of_sketch: FieldModel
+    of_training: FieldModel
+    calibration: Calibration
 
 
 _FRAMES: dict[str, _Frame] = {}
@@ -237,6 +236,10 @@ def read_map(projection: Projection) -> ReducedMap:
             array: Any = group[name]
             return torch.from_numpy(np.asarray(array[...]))
 
+        def model(name: str) -> FieldModel:
+            names = ("basis", "mean", "center", "weight")
+            return FieldModel(*(tensor(f"{name}/{key}").numpy() for key in names))
+
         rules: Any = group.attrs["rules"]
         _MAPS.clear()
         _MAPS[projection.token] = ReducedMap(
@@ -245,11 +248,9 @@ def read_map(projection: Projection) -> ReducedMap:
             feature_mean=tensor("feature_mean"),
             readout=tensor("readout"),
             offset=tensor("offset"),
-            field_basis=tensor("field_basis"),
-            field_mean=tensor("field_mean"),
-            field_center=tensor("field_center"),
-            field_weight=tensor("field_weight"),
-            calibration=rules["calibration"],
+            of_sketch=model("field_of_sketch"),
+            of_training=model("field_of_training"),
+            calibration=Calibration(**rules["calibration"]),
         )
     return _MAPS[projection.token]
 
@@ -260,29 +261,23 @@ def reduced_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     Returns
     -------
     (b, r + 2) float32
-        Coordinates, residual (squared norm), and the misfit at the points.
+        Coordinates, residual (squared norm), and expected error (norm).
     """
-    import torch
-
     field, reduced = field_of(projection.source), read_map(projection)
-    n_values = reduced.field_mean.shape[0]
-    r = reduced.readout.shape[1]
-    result = np.empty((len(latents), r + 2), np.float32)
+    n_values = len(reduced.of_sketch.mean)
+    result = []
     for start in range(0, len(latents), ROWS):
         some = latents[start : start + ROWS]
         padded = np.concatenate([some, np.repeat(some[:1], ROWS - len(some), 0)])
         features = field.features(padded, reduced.points, reduced.n_hidden)
-        values = features[:, :n_values].clone()
-        coordinates = (features.sub_(reduced.feature_mean)) @ reduced.readout + reduced.offset
-        predicted = (coordinates - reduced.field_center) @ reduced.field_basis
-        gap = (values - reduced.field_mean - predicted).mul_(reduced.field_weight)
-        misfit = torch.linalg.vector_norm(gap, dim=1)
-        rows = result[start : start + ROWS]
-        rows[:, :r] = coordinates[: len(some)].numpy()
-        rows[:, r + 1] = misfit[: len(some)].numpy()
-    scale = reduced.calibration["residual_scale"]
-    result[:, r] = scale * np.square(result[:, r + 1].astype(np.float64))
-    return result
+        values = features[:, :n_values].float().numpy().copy()
+        features = features.float().sub_(reduced.feature_mean)
+        coordinates = (features @ reduced.readout + reduced.offset).numpy()
+        rules = reduced.calibration
+        residual = rules.residual(reduced.of_sketch.misfit(coordinates, values))
+        error = rules.error(reduced.of_training.misfit(coordinates, values))
+        result.append(np.column_stack([coordinates, residual, error])[: len(some)])
+    return np.concatenate(result).astype(np.float32)
 
 
 def posterior_batch(projection: Projection, task: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
