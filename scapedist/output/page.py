@@ -75,11 +75,15 @@ def plot(name: str, figure: Mapping[str, Any], height: int = 380) -> Html:
     """Make a place for a plotly figure: ``data``, ``layout``, and for a scatter ``axes``.
 
     With ``axes`` (names) each trace holds ``columns``, one array an axis, and the page offers
-    which two to show.
+    which two to show. With ``maps`` as well (``"i,j"``, i < j, to ``x``, ``y`` and ``grids``, one
+    for each of ``layers``) it shows the grid of two axes and a layer as a heat map.
     """
     choose = Html("")
-    if "axes" in figure and len(figure["axes"]) > 2:
-        choose = tag("div", *(_select(figure["axes"], at) for at in (0, 1)), class_="choose")
+    if "axes" in figure and (len(figure["axes"]) > 2 or "maps" in figure):
+        selects = [_select(figure["axes"], at) for at in (0, 1)]
+        if "maps" in figure:
+            selects.append(_select([layer["name"] for layer in figure["layers"]], 0, "show"))
+        choose = tag("div", *selects, class_="choose")
     data = json.dumps(figure, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return tag(
         "div",
@@ -91,12 +95,13 @@ def plot(name: str, figure: Mapping[str, Any], height: int = 380) -> Html:
     )
 
 
-def _select(names: Sequence[str], chosen: int) -> Html:
+def _select(names: Sequence[str], chosen: int, label: str | None = None) -> Html:
     options = [
         tag("option", name, value=i, **({"selected": "selected"} if i == chosen else {}))
         for i, name in enumerate(names)
     ]
-    return tag("label", ("across ", "up ")[chosen], tag("select", *options))
+    words = f"{label} " if label else ("across ", "up ")[chosen]
+    return tag("label", words, tag("select", *options))
 
 
 def section(name: str, title: str, *parts: object) -> Html:
@@ -197,6 +202,25 @@ for (const place of document.querySelectorAll(".interactive")) {
   const target = place.querySelector(".plot");
   const layout = {font: {family: "system-ui, sans-serif", size: 13, color: "#333"},
     margin: {l: 64, r: 12, t: 34, b: 48}, hoverlabel: {align: "left"}, ...figure.layout};
+  if (figure.maps) {
+    const [across, up, show] = place.querySelectorAll("select");
+    const axis = k => ({title: {text: figure.axes[k]}, zeroline: false, gridcolor: "#eee"});
+    const draw = event => {
+      if (across.value === up.value) {
+        const other = event && event.target === up ? across : up;
+        other.value = (Number(other.value) + 1) % figure.axes.length;
+      }
+      const i = Number(across.value), j = Number(up.value), k = Number(show.value);
+      const map = figure.maps[`${Math.min(i, j)},${Math.max(i, j)}`];
+      const [x, y] = i < j ? [map.x, map.y] : [map.y, map.x];
+      const trace = {type: "heatmap", z: map.grids[k], transpose: i > j, x0: x[0], dx: x[1],
+        y0: y[0], dy: y[1], hoverongaps: false, ...figure.layers[k].style};
+      Plotly.react(target, [trace], {...layout, xaxis: axis(i), yaxis: axis(j)}, config);
+    };
+    for (const select of [across, up, show]) select.addEventListener("change", draw);
+    draw();
+    continue;
+  }
   if (!figure.axes) { Plotly.newPlot(target, figure.data, layout, config); continue; }
   const narrow = target.clientWidth < 640;
   layout.legend = narrow ? {orientation: "h", y: -0.18} : {};

@@ -7,11 +7,13 @@ same colours with another marker. Volumes and particles without a state are grey
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -240,4 +242,95 @@ def sketch_quality(group: NDArray, within: NDArray, between: NDArray) -> Figure:
     ax.axhline(np.median(between), color=GREY, ls="--", label="median between sketch volumes")
     ax.set(ylim=(0, 1.3 * top), xticks=[])
     ax.legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
+
+
+def landscape_maps(drawn: Mapping[str, Any], names: Sequence[str], n_states: int) -> Figure:
+    """Plot all particles on two components: how many, and each layer's value in every bin.
+
+    Parameters
+    ----------
+    drawn
+        ``x``, ``y`` (first bin's centre, width) and ``layers``, as
+        :func:`scapedist.output.population.landscape_maps` gives them.
+    names
+        Of the two components.
+    n_states
+        How many states there are.
+    """
+    layers = drawn["layers"]
+    n_bins = len(layers["particles"])
+    n_rows = -(-len(layers) // 2)
+    figure = Figure(figsize=(9.6, 4.1 * n_rows))
+    (x, dx), (y, dy) = drawn["x"], drawn["y"]
+    extent = (x - dx / 2, x + (n_bins - 0.5) * dx, y - dy / 2, y + (n_bins - 0.5) * dy)
+    for number, (name, grid) in enumerate(layers.items()):
+        row, column = divmod(number, 2)
+        rect = (0.07 + 0.5 * column, 1 - (row + 0.87) / n_rows, 0.34, 0.77 / n_rows)
+        ax = _axes(figure, rect, *names)
+        colours: Any = "viridis"
+        limits: dict[str, Any] = {}
+        if name == "particles":
+            limits["norm"] = LogNorm(1, max(float(np.nanmax(grid)), 2))
+        elif name == "state":
+            colours = ListedColormap([colour_of(state) for state in range(n_states)])
+            limits |= {"vmin": -0.5, "vmax": n_states - 0.5}
+        else:  # a few outliers would leave the rest dark
+            limits |= {"vmin": 0, "vmax": max(float(np.nanquantile(grid, 0.99)), 1e-30)}
+        shown = ax.imshow(
+            grid, cmap=colours, origin="lower", extent=extent, aspect="auto",
+            interpolation="nearest", **limits,
+        )  # fmt: skip
+        ax.set_title(name, fontsize=9, color=INK)
+        bar = figure.colorbar(shown, cax=figure.add_axes((rect[0] + 0.35, rect[1], 0.012, rect[3])))
+        bar.ax.tick_params(labelsize=8, colors=INK)
+        if name == "state":
+            bar.set_ticks(np.linspace(0, n_states - 1, min(n_states, 10)).round().tolist())
+    return figure
+
+
+def crosscheck(r2: Mapping[str, NDArray], errors: Mapping[str, NDArray], where: NDArray) -> Figure:
+    """Plot what each method leaves unexplained, how errors are spread, and where they lie.
+
+    Parameters
+    ----------
+    r2
+        Method to (r,) R^2 of each component.
+    errors
+        Method to (m,) errors relative to the total standard deviation.
+    where
+        (m, k) exact coordinates on the first components, one or two.
+    """
+    width = 9.4 + 3.3 * (len(errors) - 1)
+    figure = Figure(figsize=(width, 3.4))
+    palette = dict(zip(errors, ("#4477AA", "#CC6677", "#117733", "#DDCC77"), strict=False))
+    unit = 3.3 / width
+    ax = _axes(figure, (0.7 / width, 0.16, 2.2 / width, 0.76), "component", "1 - R²")
+    for name, values in r2.items():
+        shown = np.maximum(1 - values[:20], 1e-9)
+        ax.semilogy(
+            np.arange(1, len(shown) + 1), shown, "o-", ms=3, color=palette[name], label=name
+        )
+    ax.legend(frameon=False, fontsize=8)
+    start = (0.7 + 2.9) / width
+    ax = _axes(figure, (start, 0.16, 2.2 / width, 0.76), "relative error", "share below (%)")
+    for name, values in errors.items():
+        ordered = np.sort(np.maximum(values, 1e-9))
+        share = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
+        ax.semilogx(ordered, share, color=palette[name], label=name)
+    ax.set_ylim(0, 101)
+    if where.shape[1] == 1:
+        where = np.repeat(where, 2, axis=1)
+    for number, (name, values) in enumerate(errors.items()):
+        rect = (start + 2.9 / width + unit * number, 0.16, 2.1 / width, 0.76)
+        ax = _axes(figure, rect, "component 1", "component 2")
+        order = np.argsort(values)
+        shown_values = np.log10(np.maximum(values[order], 1e-9))
+        points = ax.scatter(
+            where[order, 0], where[order, 1], c=shown_values, s=6, cmap="viridis", lw=0
+        )
+        ax.set_title(f"{name}: log10 of the error", fontsize=9, color=INK)
+        bar = figure.colorbar(points, cax=figure.add_axes((rect[0] + rect[2] + 0.05 / width,
+                                                           0.16, 0.1 / width, 0.76)))  # fmt: skip
+        bar.ax.tick_params(labelsize=8, colors=INK)
     return figure

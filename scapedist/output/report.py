@@ -18,6 +18,7 @@ from scapedist.output.digest import Digest, principal_axes, read_digest, sample_
 from scapedist.output.gallery import Plots, show
 from scapedist.output.page import Html, array, details, join, page, plot, section, table, tag
 from scapedist.output.plots import component_name, percent
+from scapedist.output.population import population
 
 if TYPE_CHECKING:
     import zarr
@@ -33,6 +34,8 @@ _NOT_ALWAYS_PLOTTED = (
     "traversal_slices.png",
     "latent_umap.png",
     "sketch_quality.png",
+    "all_particles.png",
+    "crosscheck.png",
 )
 
 
@@ -72,6 +75,7 @@ def write_report(group: zarr.Group, directory: Path, umap: bool = False, seed: i
     sections = {
         "States": _states(digest, drawn),
         "Landscape": _landscape(digest, drawn, seed),
+        "All particles": population(digest, drawn),
         "Components": _components(digest, drawn),
         "State maps": gallery.state_maps(digest, drawn),
         "Traversals": gallery.traversals(digest, drawn),

@@ -1,0 +1,350 @@
+"""The report's section on all particles: where they lie, in which state, how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scapedist.output import images, mosaics, plots
+from scapedist.output.digest import Digest
+from scapedist.output.gallery import Plots, show
+from scapedist.output.page import Html, array, details, image, plot, section, table, tag
+from scapedist.output.plots import component_name, percent
+
+MAX_AXES = 6
+BINS = 72
+KEPT = (0.0005, 0.9995)
+"""Quantiles of each component that the maps reach to; outliers would empty them."""
+MAX_GROUPS = 10
+_WORDS = {
+    "exact": "decoding each",
+    "reduced": "evaluating each one's field at a few points",
+    "mlp": "guessing each from its latent by the paper's MLP",
+}
+
+
+def population(digest: Digest, drawn: Plots) -> Html:
+    """Show all particles on the components, their states, what was missed, and the cross-check."""
+    beside = _beside(digest)
+    method = next((m for m in _WORDS if f"embedding/{m}" in beside), None)
+    if method is None or "particles" not in beside:
+        missing = "This run has no embedding of all particles (`scapedist embed` makes one)."
+        return section("particles", "All particles", tag("p", missing, class_="note"))
+    results = beside[f"embedding/{method}"]["results"]
+    coordinates = digest.array(f"embedding/{method}/coordinates")
+    n_axes = min(coordinates.shape[1], MAX_AXES)
+    points: NDArray = np.asarray(coordinates[:, :n_axes])
+    layers = _layers(digest, method)
+    maps = landscape_maps(points, layers, digest.n_states)
+    parts: list[object] = [tag("p", _introduction(beside, method, results, len(points)))]
+    if n_axes > 1:
+        parts.append(_interactive(digest, maps, layers, n_axes))
+        names = [component_name(k, digest.variance_ratio) for k in (0, 1)]
+        drawn["all_particles.png"] = plots.to_png(
+            plots.landscape_maps(maps[0, 1], names, digest.n_states)
+        )
+    parts += [
+        *_states(digest, beside["particles"]["results"]),
+        *_missed(digest, beside),
+        *_axes(digest, beside, results),
+    ]
+    if "crosscheck" in beside:
+        parts += _crosscheck(digest, beside["crosscheck"]["results"], drawn)
+    return section("particles", "All particles", *parts)
+
+
+def _beside(digest: Digest) -> Mapping[str, Any]:
+    record: Any = digest.group.attrs.get("scapedist", {})
+    beside: Mapping[str, Any] = record.get("beside", {})
+    return beside
+
+
+def _introduction(
+    beside: Mapping[str, Any], method: str, results: Mapping[str, Any], n: int
+) -> str:
+    words = f"All {n:,} particles, embedded by {_WORDS[method]}"
+    if method == "reduced":
+        words += (
+            f" ({results['points']:,} points, learnt from {results['training_volumes']:,} volumes;"
+            f" {results['decoded_exactly']:,} particles that this was unsure of were decoded)"
+        )
+    words += f", on {results['components']} components."
+    if "relative_error" in results:
+        words += (
+            " The error of their coordinates, relative to the spread of the landscape, is "
+            f"{results['relative_error']:.1e} on particles held out"
+        )
+        check = beside.get("crosscheck", {}).get("results", {})
+        if method in check.get("methods", {}):
+            words += (
+                f", and {check['methods'][method]['relative_error']:.1e} on {check['sample']:,} "
+                "others decoded to check it"
+            )
+        words += "."
+        if results.get("reached") is False:
+            words += f" The tolerance {results['tolerance']:.1e} was not reached."
+    return words
+
+
+# -- maps
+
+
+def _layers(digest: Digest, method: str) -> dict[str, NDArray]:
+    """What a bin of the map can show the mean of, by name; (n_particles,) each."""
+    layers: dict[str, NDArray] = {"state": digest.array("particles/state")[...]}
+    layers["margin of the state"] = digest.array("particles/margin")[...]
+    residual = digest.array(f"embedding/{method}/residual")[...]
+    layers["missed by the components (rms)"] = np.sqrt(
+        np.maximum(residual, 0) / max(np.count_nonzero(digest.mask), 1)
+    )
+    error = digest.array(f"embedding/{method}/error")
+    if error is not None:
+        layers["expected error (norm)"] = error[...]
+    return layers
+
+
+def landscape_maps(
+    points: NDArray, layers: Mapping[str, NDArray], n_states: int
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """Histograms of all particles over each pair of components.
+
+    Parameters
+    ----------
+    points : (n, k) float
+    layers
+        Name -> (n,) values: the most frequent one of ``state``, the mean of all others.
+    n_states
+
+    Returns
+    -------
+    dict
+        (i, j), i < j -> ``x`` and ``y`` (first bin's centre, width), ``layers``: name ->
+        (BINS, BINS) float32, rows along j, NaN where there is no particle; ``particles`` first.
+    """
+    low, high = np.quantile(points, KEPT, axis=0)
+    margin = 0.05 * np.maximum(high - low, 1e-9)
+    low, width = low - margin, (high - low + 2 * margin) / BINS
+    bins = np.floor((points - low) / width).astype(np.int64)
+    inside = (bins >= 0) & (bins < BINS)
+    maps = {}
+    for j in range(points.shape[1]):
+        for i in range(j):
+            kept = inside[:, i] & inside[:, j]
+            cell = bins[kept, j] * BINS + bins[kept, i]
+            counts = np.bincount(cell, minlength=BINS**2)
+            grids = {"particles": np.where(counts, counts, np.nan)}
+            for name, values in layers.items():
+                grids[name] = _binned(cell, values[kept], counts, n_states, name == "state")
+            maps[i, j] = {
+                "x": (float(low[i] + width[i] / 2), float(width[i])),
+                "y": (float(low[j] + width[j] / 2), float(width[j])),
+                "layers": {k: g.reshape(BINS, BINS).astype(np.float32) for k, g in grids.items()},
+            }
+    return maps
+
+
+def _binned(
+    cell: NDArray, values: NDArray, counts: NDArray, n_states: int, is_state: bool
+) -> NDArray:
+    if is_state:
+        votes = np.bincount(cell * n_states + values, minlength=BINS**2 * n_states)
+        return np.where(counts, votes.reshape(-1, n_states).argmax(1), np.nan)
+    with np.errstate(invalid="ignore"):
+        return np.bincount(cell, values, BINS**2) / np.where(counts, counts, np.nan)
+
+
+def _interactive(
+    digest: Digest,
+    maps: Mapping[tuple[int, int], Mapping[str, Any]],
+    layers: Mapping[str, NDArray],
+    n_axes: int,
+) -> Html:
+    """The maps with a choice of two components and of what is shown."""
+    styles = []
+    most = max(float(np.nanmax(m["layers"]["particles"])) for m in maps.values())
+    decades = np.arange(int(np.log10(max(most, 1))) + 1)
+    for name in ("particles", *layers):
+        style: dict[str, Any] = {"colorscale": "Viridis"}
+        if name == "particles":
+            bar = {"tickvals": decades.tolist(), "ticktext": [f"{10 ** int(k):,}" for k in decades]}
+            style |= {"colorbar": bar, "zmin": 0, "zmax": float(np.log10(max(most, 10)))}
+        elif name == "state":
+            n = digest.n_states
+            steps = [
+                [edge, plots.colour_of(state)]
+                for state in range(n)
+                for edge in (state / n, (state + 1) / n)
+            ]
+            numbers = list(range(n))
+            style = {"colorscale": steps, "zmin": -0.5, "zmax": n - 0.5}
+            style["colorbar"] = {"tickvals": numbers, "ticktext": [str(k) for k in numbers]}
+        else:  # a few outliers would leave the rest dark
+            style["zmin"] = 0
+            style["zmax"] = max(
+                float(np.nanquantile(m["layers"][name], 0.99)) for m in maps.values()
+            )
+        styles.append({"name": name, "style": style})
+    pairs = {}
+    for (i, j), drawn in maps.items():
+        grids = dict(drawn["layers"])
+        grids["particles"] = np.log10(grids["particles"])
+        pairs[f"{i},{j}"] = {
+            "x": drawn["x"],
+            "y": drawn["y"],
+            "grids": [array(grid) for grid in grids.values()],
+        }
+    axes = [component_name(k, digest.variance_ratio) for k in range(n_axes)]
+    return plot("all-particles", {"axes": axes, "maps": pairs, "layers": styles}, height=540)
+
+
+# -- tables
+
+
+def _states(digest: Digest, results: Mapping[str, Any]) -> list[object]:
+    total = max(len(digest.assignment), 1)
+    own, group = results["n_particles"], results["n_particles_by_group"]
+    rows = [
+        [state, f"{own[state]:,}", percent(own[state] / total), f"{group[state]:,}"]
+        for state in range(len(own))
+    ]
+    return [
+        tag("h3", "States by own volume"),
+        tag(
+            "p",
+            "Each particle has the state of the sketch volume that its own volume is nearest to. "
+            "The paper's rule gives it that of its sketch volume in latent space: "
+            f"{results['differ']:,} particles ({percent(results['differ'] / total)}) differ. The "
+            f"median margin is {results['median_margin']:.2f} (0 on the border of two states, 1 "
+            "for a particle that equals a sketch volume). Lists of particles are in "
+            "states/by_volume.",
+        ),
+        table(["state", "particles", "of all", "by sketch group"], rows, "states"),
+    ]
+
+
+def _missed(digest: Digest, beside: Mapping[str, Any]) -> list[object]:
+    if "missed" not in beside:
+        return []
+    results = beside["missed"]["results"]
+    parts: list[object] = [tag("h3", "What the sketch missed")]
+    if not results["missed"]:
+        text = "Every particle's volume is about as near to a sketch volume as most are."
+        return [*parts, tag("p", text)]
+    sizes, medoids = results["groups"], digest.array("missed/medoid")[...]
+    parts.append(
+        tag(
+            "p",
+            f"{results['missed']:,} particles are farther from any sketch volume than "
+            f"{results['threshold']:.3g} (the median is {results['median_distance']:.3g}): no "
+            "sketch volume represents them. They are grouped by their own volumes, shown along z; ",
+            tag("code", "scapedist embed RUN --grow-sketch"),
+            " adds representatives of them to the sketch.",
+        )
+    )
+    along_z = np.stack(
+        [
+            digest.view.projections(digest.array("missed/volume")[group])[0]
+            for group in range(min(len(sizes), MAX_GROUPS))
+        ]
+    )
+    pictures = images.grey(along_z, images.grey_limits(along_z))
+    shown = [
+        image(mosaics.thumbnail(picture, 120), f"missed group {group} along z")
+        for group, picture in enumerate(pictures)
+    ]
+    counts = [f"{n:,} particle" + "s" * (n != 1) for n in sizes[:MAX_GROUPS]]
+    parts.append(table([], [shown, counts, [f"medoid {m}" for m in medoids[:MAX_GROUPS]]]))
+    if len(sizes) > MAX_GROUPS:
+        parts.append(
+            tag("p", f"{len(sizes) - MAX_GROUPS} smaller groups are in maps/missed.", class_="note")
+        )
+    return parts
+
+
+def _axes(digest: Digest, beside: Mapping[str, Any], results: Mapping[str, Any]) -> list[object]:
+    """Components of the sketch against those of all particles, and against the latents' noise."""
+    variance, angle = digest.array("axes/variance"), digest.array("axes/angle_degrees")
+    if variance is None:
+        return []
+    n = min(10, len(variance[...]))
+    headers = ["component", "sd of all particles' axis", "largest angle up to here"]
+    columns = [
+        [f"{k + 1}" for k in range(n)],
+        [f"{value:.3g}" for value in np.sqrt(variance[:n])],
+        [f"{value:.1f}°" for value in angle[:n]],
+    ]
+    words = (
+        "Principal axes of all particles, within the sketch's components, and the largest angle "
+        "between the space of the first k components and that of the first k axes. Components "
+        "weigh every sketch volume alike, axes every particle."
+    )
+    method = next((m for m in ("reduced",) if f"embedding/{m}" in beside), None)
+    covariance = digest.array(f"embedding/{method}/covariance") if method else None
+    if covariance is not None:
+        noise = np.sqrt(np.einsum("ikk->k", covariance[...].astype(np.float64)) / len(covariance))
+        spread = digest.array(f"embedding/{method}/coordinates")[...].std(0)
+        headers += ["sd of all on the component", "of it, posterior"]
+        columns += [
+            [f"{value:.3g}" for value in spread[:n]],
+            [percent(a / max(b, 1e-30)) for a, b in zip(noise, spread, strict=False)],
+        ]
+        words += (
+            " The posterior's share is the rms width that the uncertainty of each particle's "
+            "latent alone gives it: where it nears the whole, a spread is noise."
+        )
+    rows = [list(row) for row in zip(*columns, strict=False)]
+    return [
+        tag("h3", "Components of all particles"),
+        tag("p", words),
+        details("the first ten", table(headers, rows)),
+    ]
+
+
+def _crosscheck(digest: Digest, results: Mapping[str, Any], drawn: Plots) -> list[object]:
+    methods = results["methods"]
+    headers = [
+        "method", "R², worst of ten", "relative error", "99 % below", "stated",
+        "other state", "neighbours kept", "ms a particle",
+    ]  # fmt: skip
+    rows = [
+        [
+            name,
+            f"{min(m['r2'][:10]):.6f}",
+            f"{m['relative_error']:.1e}",
+            f"{m['error_quantiles'][2]:.1e}",
+            _number(m.get("stated_relative_error"), ".1e"),
+            _number(m.get("states_changed"), ".2%"),
+            _number(m["neighbour_overlap"], ".1%"),
+            f"{1e3 * m['seconds_a_particle']:.3g}",
+        ]
+        for name, m in methods.items()
+    ]
+    exact = f"{1e3 * results['exact_seconds_a_particle']:.3g}"
+    rows.append(["exact", *[""] * 6, exact])
+    worst = {
+        name: ", ".join(f"{w['particle']} ({w['error']:.1e})" for w in m["worst"][:5])
+        for name, m in methods.items()
+    }
+    errors = {name: digest.array(f"crosscheck/error/{name}")[...] for name in methods}
+    where = digest.array("crosscheck/exact")[:, :2]
+    figure = plots.crosscheck(
+        {name: np.array(m["r2"]) for name, m in methods.items()}, errors, where
+    )
+    return [
+        tag("h3", "Cross-check"),
+        tag(
+            "p",
+            f"The methods against exact decoding, on {results['sample']:,} particles that none was "
+            "trained with. Errors are relative to the landscape's total standard deviation.",
+        ),
+        table(headers, rows),
+        show(drawn, "crosscheck.png", plots.to_png(figure), "errors of the methods"),
+        details("the worst particles", table([], list(worst.items()), "record")),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
