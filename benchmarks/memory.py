@@ -44,6 +44,7 @@ def compare(size: str) -> dict[str, Any]:
         for n_volumes in SIZES[size]:
             program = [sys.executable, "-m", "scapedist.cli", "run", str(workdir), "14"]
             options = ["--output", str(Path(directory) / str(n_volumes)), "--store", "masked"]
+            options += ["--embed", "none"]
             options += ["--sketch-size", str(n_volumes), "--box-size", str(BOXES[size])]
             measured = measure([*program, *options])
             rows.append(

@@ -44,7 +44,7 @@ def against_truth(size: str) -> list[dict[str, Any]]:
         as_file(files("scapedist") / "data" / "adk") as workdir,
     ):
         output = Path(directory) / "run"
-        analyze(workdir, 14, output, size=sketch_size, box_size=box_size)
+        analyze(workdir, 14, output, size=sketch_size, box_size=box_size, embedding="none")
         store = Run(output).store
         tree, assignment = store.read("states/linkage"), store.read("sketch/assignment")
         truth = np.load(workdir / "truth.npz")["state"]

@@ -113,7 +113,7 @@ def _cryodrgn(
 def _scapedist(
     workdir: Path, output: Path, n_volumes: int, box_size: int, n_workers: int | None
 ) -> list[str]:
-    options = ["--sketch-size", str(n_volumes), "--box-size", str(box_size)]
+    options = ["--sketch-size", str(n_volumes), "--box-size", str(box_size), "--embed", "none"]
     if n_workers is not None:
         options += ["--workers", str(n_workers)]
     program = [sys.executable, "-m", "scapedist.cli", "run"]

@@ -157,6 +157,13 @@ class Embedder:
             self._exact = RowFile(path, self.fingerprint("exact"), self.r + 1)
         return self._exact
 
+    def remove_rows(self, method: str) -> None:
+        """Remove the rows kept in case of a stop, once a method's results are recorded."""
+        if method == "exact" and not self._has_exact:
+            return  # they hold all components, the results fewer
+        for kind in (method, "posterior") if method == "reduced" else (method,):
+            (self.run.directory / f"embedding.{kind}.rows").unlink(missing_ok=True)
+
     @property
     def _has_exact(self) -> bool:
         """Whether all particles are embedded exactly, on all components."""
@@ -345,7 +352,6 @@ def _embed_low_pass(
     held = np.random.default_rng(settings.seed).choice(n, min(n, HELD_OUT), replace=False)
     exact, _ = embedder.exact_rows(np.sort(held), "checking")
     mine = file.read(np.sort(held))[:, : embedder.r]
-    file.path.unlink()
     return {
         "particles": n,
         "components": components,
@@ -689,7 +695,6 @@ def _embed_reduced(
 
     embedder.write("reduced", components, blocks())
     bars = _error_bars(embedder) if settings.error_bars else {}
-    file.path.unlink()
     return bars | {
         "particles": n,
         "components": components,
@@ -736,16 +741,21 @@ def _error_bars(embedder: Embedder) -> dict[str, Any]:
         (min(n, WRITE_ROWS), k, k),
         compress=True,
     )
+    variances = np.zeros(k)
     for start, stop in batches(n, WRITE_ROWS):
-        array[start:stop] = file.read(np.arange(start, stop)).reshape(-1, k, k)
+        block = file.read(np.arange(start, stop)).reshape(-1, k, k)
+        array[start:stop] = block
+        variances += np.einsum("nkk->k", block.astype(np.float64))
     sample = np.linspace(0, n - 1, min(n, 8)).round().astype(np.int64)
     tasks = [(embedder.latents[[row]], deviations[[row]]) for row in sample]
     found = dict(embedder.workers.run(exact_posterior, embedder.projection, tasks))
     exact = np.concatenate([found[i] for i in range(len(tasks))])
     mine = file.read(sample).reshape(-1, k, k)
     error = np.linalg.norm(mine - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))
-    file.path.unlink()
-    return {"covariance_relative_error": float(np.sqrt(np.square(error).mean()))}
+    return {
+        "posterior_deviation": np.sqrt(variances / n).tolist(),
+        "covariance_relative_error": float(np.sqrt(np.square(error).mean())),
+    }
 
 
 def apply_map(embedder: Embedder, latents: np.ndarray) -> dict[str, np.ndarray]:

@@ -253,6 +253,7 @@ class Run:
                 fingerprint,
                 lambda begin: embed.embed(embedder, settings, strict, begin),
             )
+            embedder.remove_rows(embed.embed_method(settings))
             self._find_missed(embedder)
             self._place()
         return self
@@ -584,8 +585,9 @@ def _remove(output: Path) -> None:
     RunStore(output)  # an error where it is not a run of ours
     for name in (GROUP, "maps", "states", "plots"):
         shutil.rmtree(output / name, ignore_errors=True)
-    for name in ("report.html", "volumes.journal"):
-        (output / name).unlink(missing_ok=True)
+    for path in (output / "report.html", output / "volumes.journal", *output.glob("*.rows")):
+        path.unlink(missing_ok=True)
+    (output / "crosscheck.json").unlink(missing_ok=True)
 
 
 def _holds(store: RunStore, name: str, data: np.ndarray) -> bool:

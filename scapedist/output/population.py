@@ -281,11 +281,10 @@ def _axes(digest: Digest, beside: Mapping[str, Any], results: Mapping[str, Any])
         "between the space of the first k components and that of the first k axes. Components "
         "weigh every sketch volume alike, axes every particle."
     )
-    method = next((m for m in ("reduced",) if f"embedding/{m}" in beside), None)
-    covariance = digest.array(f"embedding/{method}/covariance") if method else None
-    if covariance is not None:
-        noise = np.sqrt(np.einsum("ikk->k", covariance[...].astype(np.float64)) / len(covariance))
-        spread = digest.array(f"embedding/{method}/coordinates")[...].std(0)
+    posterior = beside.get("embedding/reduced", {}).get("results", {}).get("posterior_deviation")
+    if posterior is not None:
+        noise = np.array(posterior)
+        spread = digest.array("embedding/reduced/coordinates")[:, : len(noise)].std(0)
         headers += ["sd of all on the component", "of it, posterior"]
         columns += [
             [f"{value:.3g}" for value in spread[:n]],

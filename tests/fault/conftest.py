@@ -55,7 +55,17 @@ def refused(scapedist):
 def finished(adk_workdir, tmp_path_factory) -> Path:
     """A complete run of 12 volumes of 16^3; for reading."""
     output = tmp_path_factory.mktemp("finished") / "run"
-    analyze(adk_workdir, 14, output, n_workers=1, size=12, box_size=16, states=3, components=4)
+    analyze(
+        adk_workdir,
+        14,
+        output,
+        n_workers=1,
+        size=12,
+        box_size=16,
+        states=3,
+        components=4,
+        embedding="none",
+    )
     return output
 
 

@@ -12,6 +12,7 @@ from scapedist.store import RunStore
 
 SKETCH = ["--sketch-size", "12"]
 SMALL = [*SKETCH, "--box-size", "16", "--workers", "1", "--states", "3", "--components", "4"]
+SMALL += ["--embed", "none"]
 
 
 class Done:

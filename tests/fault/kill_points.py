@@ -60,7 +60,17 @@ def attempt(workdir: Path, output: Path, kill_before: int = 0, leave_empty: bool
         code = 0
         saboteur = Saboteur(output, kill_before, leave_empty)
         try:
-            analyze(workdir, 14, output, n_workers=1, size=12, box_size=12, states=3, components=3)
+            analyze(
+                workdir,
+                14,
+                output,
+                n_workers=1,
+                size=12,
+                box_size=12,
+                states=3,
+                components=3,
+                embedding="none",
+            )
             saboteur.armed = False
             said.write_text(f"{saboteur.n_changes} {','.join(map(str, saboteur.opened))}")
         except BaseException:

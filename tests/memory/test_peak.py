@@ -18,7 +18,7 @@ RUN = """
 from scapedist.landscape import analyze
 workdir, epoch, output, size, box_size, store = sys.argv[1:]
 analyze(workdir, int(epoch), output, n_workers=1, size=int(size), box_size=int(box_size),
-        store=store, states=4)
+        store=store, states=4, embedding="none")
 print(json.dumps(peak_bytes()))
 """
 GENERATE = """

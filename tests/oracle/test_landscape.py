@@ -49,7 +49,7 @@ def ours(adk_workdir, cryodrgn_landscape, tmp_path_factory):
     output = tmp_path_factory.mktemp("ours") / "run"
     maps = cryodrgn_landscape / f"kmeans{SIZE}"
     options = {"clip_negative": True, "soft_mask": True, "states": STATES}
-    analyze(adk_workdir, 14, output, n_workers=1, maps=maps, **options)
+    analyze(adk_workdir, 14, output, n_workers=1, maps=maps, embedding="none", **options)
     return Run(output).store
 
 
@@ -115,7 +115,7 @@ def test_lidless_particles_are_states_of_their_own(adk_workdir, tmp_path):
 
     At some sketches they are one state, at others a closed and an open one.
     """
-    analyze(adk_workdir, 14, tmp_path / "run", n_workers=1, size=200, box_size=24)
+    analyze(adk_workdir, 14, tmp_path / "run", n_workers=1, size=200, box_size=24, embedding="none")
     store = Run(tmp_path / "run").store
     lidless = np.load(adk_workdir / "truth.npz")["state"] == 1
     labels = store.read("states/label")[store.read("sketch/assignment")]

@@ -17,7 +17,13 @@ from scapedist.model.safe_pickle import load_pickle
 from scapedist.workers import one_thread
 
 N, BOX, STATES = 24, 16, 5
-OPTIONS = {"size": N, "box_size": BOX, "states": STATES, "components": 6}
+OPTIONS = {
+    "size": N,
+    "box_size": BOX,
+    "states": STATES,
+    "components": 6,
+    "embedding": "none",
+}
 
 
 def new_run(workdir, output, **options) -> Run:

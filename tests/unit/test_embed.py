@@ -1,0 +1,347 @@
+"""Embeddings of a run: the same from any workers, resumed, checked, applied to new latents."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from scapedist.analysis.crosscheck import agreement
+from scapedist.errors import InputError, RunError
+from scapedist.landscape import Run, embed, projection
+from scapedist.landscape.embed import Embedder
+from scapedist.output.population import landscape_maps
+from scapedist.store import RowFile
+from scapedist.workers import Serial, open_workers
+
+N, TOLERANCE = 3000, 1e-2
+
+
+def some_particles(workdir, n, place):
+    """The bundled model with its first n particles alone."""
+    shutil.copytree(workdir, place)
+    with (place / "z.14.pkl").open("rb") as stream:
+        arrays = [pickle.load(stream)[:n] for _ in range(2)]
+    (place / "z.14.pkl").write_bytes(b"".join(pickle.dumps(a) for a in arrays))
+    return place
+
+
+@pytest.fixture(scope="module")
+def base(adk_workdir, tmp_path_factory):
+    """A run of 3,000 particles with components and states, not embedded; for copying."""
+    place = tmp_path_factory.mktemp("base")
+    workdir = some_particles(adk_workdir, N, place / "model")
+    run = Run.create(workdir, 14, place / "run")
+    run.sketch(size=120, quality_groups=0).generate(box_size=16).mask().pca(components=8)
+    return run.states(states=4).directory
+
+
+@pytest.fixture(scope="module")
+def embedded(base, tmp_path_factory):
+    """The same, embedded by all methods that are fast, with error bars; for reading."""
+    output = tmp_path_factory.mktemp("embedded") / "run"
+    shutil.copytree(base, output)
+    run = Run(output)
+    run.embed(tolerance=TOLERANCE, error_bars=True).embed(method="mlp")
+    run.crosscheck(sample=150)
+    run.report()
+    return run
+
+
+@pytest.fixture
+def few(adk_workdir, tmp_path):
+    """A run of 60 particles."""
+    run = Run.create(some_particles(adk_workdir, 60, tmp_path / "few"), 14, tmp_path / "run")
+    run.sketch(size=12, quality_groups=0).generate(box_size=16).mask().pca(components=5)
+    return run.states(states=3)
+
+
+def exact_of(run, particles):
+    return Embedder(run, Serial(), None).exact_rows(particles, "")
+
+
+def test_reduced_is_as_near_to_exact_as_it_says(embedded):
+    store = embedded.store
+    results = store.beside["embedding/reduced"]["results"]
+    assert results["reached"]
+    assert results["relative_error"] <= TOLERANCE
+    used = store.read("embedding/map/training_particle")
+    held = store.read("embedding/map/held_out_particle")
+    unseen = np.setdiff1d(np.arange(N), np.concatenate([used, held]))
+    particles = np.sort(np.random.default_rng(5).choice(unseen, 300, replace=False))
+    exact, missed = exact_of(embedded, particles)
+    found = store.read("embedding/reduced/coordinates")[particles]
+    assert found.shape == (300, 8)
+    true = agreement(found, exact)["relative_error"]
+    assert results["relative_error"] / 2 < true < 2 * results["relative_error"]
+    kept = ~store.read("embedding/reduced/exact")[particles]
+    error = np.linalg.norm(found - exact, axis=1)[kept]
+    stated = store.read("embedding/reduced/error")[particles][kept]
+    assert np.corrcoef(np.log(error), np.log(stated))[0, 1] > 0.4
+    residual = store.read("embedding/reduced/residual")[particles]
+    assert np.corrcoef(np.log(residual), np.log(missed))[0, 1] > 0.8
+    assert 0.7 < np.median(residual / missed) < 1.4
+
+
+def test_uncertain_particles_are_decoded_and_marked(embedded):
+    store = embedded.store
+    marked = np.flatnonzero(store.read("embedding/reduced/exact"))
+    assert len(marked) == store.beside["embedding/reduced"]["results"]["decoded_exactly"]
+    some = marked[:5]
+    exact, missed = exact_of(embedded, some)
+    found = store.read("embedding/reduced/coordinates")[some]
+    np.testing.assert_array_equal(found, exact.astype(np.float32))
+    np.testing.assert_array_equal(store.read("embedding/reduced/residual")[some], missed)
+    assert (store.read("embedding/reduced/error")[some] == 0).all()
+    threshold = store.beside["embedding/map"]["results"]["threshold"]
+    assert store.read("embedding/reduced/error").max() <= threshold * (1 + 1e-6)
+
+
+def test_reduced_is_the_same_from_any_number_of_workers(embedded, base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    with open_workers(2) as workers:
+        run.embed(workers, tolerance=TOLERANCE)
+    for name in ("coordinates", "residual", "error", "exact"):
+        ours, theirs = (r.store.read(f"embedding/reduced/{name}") for r in (run, embedded))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_exact_is_the_same_from_any_number_of_workers_and_resumes(few, tmp_path, monkeypatch):
+    shutil.copytree(few.directory, tmp_path / "other")
+    few.embed(method="exact")
+    other = Run(tmp_path / "other")
+    calls = []
+
+    def failing(shared, task):
+        calls.append(len(task))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return projection.exact_batch(shared, task)
+
+    monkeypatch.setattr(embed, "exact_batch", failing)
+    with pytest.raises(KeyboardInterrupt):
+        other.embed(method="exact")
+    assert "embedding/exact" not in other.store.beside
+    monkeypatch.undo()
+    done = len(np.arange(60)) - len(
+        Embedder(other, Serial(), None).exact_file().missing(np.arange(60))
+    )
+    assert done == 1 + 8 + 8  # the check of the decoder, two whole batches
+    with open_workers(2) as workers:
+        other.embed(workers, method="exact")
+    for name in ("coordinates", "residual"):
+        ours, theirs = (r.store.read(f"embedding/exact/{name}") for r in (few, other))
+        np.testing.assert_array_equal(ours, theirs)
+    assert not list(other.directory.glob("*.rows"))
+
+
+def test_fewer_components_put_the_rest_into_the_residual(few):
+    few.embed(method="exact")
+    whole = few.store.read("embedding/exact/coordinates")
+    missed = few.store.read("embedding/exact/residual")
+    few.embed(method="exact", components=2)
+    np.testing.assert_array_equal(few.store.read("embedding/exact/coordinates"), whole[:, :2])
+    expected = missed + np.square(whole[:, 2:].astype(float)).sum(1)
+    np.testing.assert_allclose(few.store.read("embedding/exact/residual"), expected, rtol=1e-5)
+
+
+def test_a_second_call_does_nothing(embedded):
+    before = (embedded.directory / "landscape.zarr" / "zarr.json").read_bytes()
+    embedded.embed(tolerance=TOLERANCE, error_bars=True)
+    embedded.crosscheck(sample=150)
+    assert (embedded.directory / "landscape.zarr" / "zarr.json").read_bytes() == before
+
+
+def test_a_smaller_box_says_how_wrong_it_is(few):
+    few.embed(method="exact").embed(method="exact", box_size=10)
+    exact = few.store.read("embedding/exact/coordinates")
+    found = few.store.read("embedding/exact_10/coordinates")
+    stated = few.store.beside["embedding/exact_10"]["results"]["relative_error"]
+    assert agreement(found, exact)["relative_error"] == pytest.approx(stated, rel=1e-3)
+    assert 1e-3 < stated < 0.7
+    with pytest.raises(InputError, match="even and below that of the volumes, 16"):
+        few.embed(method="exact", box_size=16)
+    few.crosscheck(sample=None)
+    assert list(few.store.beside["crosscheck"]["results"]["methods"]) == ["exact_10"]
+
+
+def test_new_latents_are_embedded_by_the_map_alone(embedded, tmp_path):
+    latents = embedded.store.read("latents")[100:140]
+    found = embedded.embed_latents(latents)
+    marked = embedded.store.read("embedding/reduced/exact")[100:140]
+    held = embedded.store.read("embedding/reduced/coordinates")[100:140]
+    np.testing.assert_allclose(found["coordinates"][~marked], held[~marked], atol=1e-4)
+    states = embedded.store.read("particles/state")[100:140]
+    np.testing.assert_array_equal(found["state"][~marked], states[~marked])
+    assert set(found) == {
+        "coordinates", "residual", "error", "nearest_volume", "distance", "state", "margin",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="latent dimension, 8"):
+        embedded.embed_latents(latents[:, :3])
+    latents[3, 1] = np.nan
+    with pytest.raises(InputError, match="1 rows are not, row 3 first"):
+        embedded.embed_latents(latents)
+
+
+def test_new_latents_need_a_map(few):
+    with pytest.raises(RunError, match=r"embedded by the reduced map.*--method reduced"):
+        few.embed_latents(np.zeros((1, 8), np.float32))
+
+
+def test_the_mlp_learns_from_the_same_volumes(embedded):
+    results = embedded.store.beside["embedding/mlp"]["results"]
+    map_results = embedded.store.beside["embedding/map"]["results"]
+    assert results["training_volumes"] == map_results["training_volumes"]
+    assert results["epochs"] == 50
+    check = embedded.store.beside["crosscheck"]["results"]["methods"]
+    assert check["mlp"]["r2"][0] > 0.9
+    assert check["mlp"]["relative_error"] > 3 * check["reduced"]["relative_error"]
+
+
+def test_the_crosscheck_is_what_exact_decoding_says(embedded):
+    store = embedded.store
+    written = json.loads((embedded.directory / "crosscheck.json").read_text())
+    assert written == store.beside["crosscheck"]["results"]
+    particles = store.read("crosscheck/particle")
+    assert len(particles) == written["sample"] == 150
+    seen = store.read("embedding/map/training_particle")
+    assert not np.isin(particles, seen).any()
+    exact, _ = exact_of(embedded, particles)
+    for method in ("reduced", "mlp"):
+        found = store.read(f"embedding/{method}/coordinates")[particles]
+        figures = written["methods"][method]
+        assert figures["r2"] == pytest.approx(agreement(found, exact)["r2"])
+        worst = figures["worst"][0]["particle"]
+        error = np.linalg.norm(found - exact, axis=1)
+        assert particles[error.argmax()] == worst
+        assert 0 <= figures["states_changed"] <= 1
+    for name in ("sample", "methods", "exact_seconds_a_particle"):
+        assert name in written
+
+
+def test_error_bars_are_those_of_exact_decoding(embedded):
+    covariance = embedded.store.read("embedding/reduced/covariance")
+    assert covariance.shape == (N, 8, 8)
+    results = embedded.store.beside["embedding/reduced"]["results"]
+    assert results["covariance_relative_error"] < 0.1
+    # random draws from the posterior, decoded exactly, one particle
+    row = 1234
+    variance = embedded.model.latent_variance[row]
+    latent = embedded.store.read("latents")[row]
+    rng = np.random.default_rng(0)
+    draws = latent + rng.normal(size=(400, 8)) * np.sqrt(variance)
+    embedder = Embedder(embedded, Serial(), None)
+    exact = projection.exact_batch(embedder.projection, draws.astype(np.float32))[:, :8]
+    sampled = np.sqrt(np.diag(np.cov(exact.T.astype(float))))
+    ours = np.sqrt(np.diag(covariance[row]))
+    np.testing.assert_allclose(ours[:3], sampled[:3], rtol=0.25)
+
+
+def test_states_by_own_volume(embedded):
+    store = embedded.store
+    state, labels = store.read("particles/state"), store.read("states/label")
+    sketch = store.read("sketch/particle")
+    same = state[sketch] == labels
+    assert same.mean() > 0.95
+    results = store.beside["particles"]["results"]
+    by_group = labels[store.read("sketch/assignment")]
+    assert results["differ"] == (state != by_group).sum()
+    assert results["n_particles"] == np.bincount(state, minlength=4).tolist()
+    assert results["n_particles_by_group"] == np.bincount(by_group, minlength=4).tolist()
+    margin = store.read("particles/margin")
+    assert margin.min() >= 0
+    assert margin.max() <= 1
+    lists = sorted((embedded.directory / "states" / "by_volume").glob("*_rows.pkl"))
+    assert len(lists) == len(set(state.tolist()))
+
+
+def test_other_states_place_the_particles_anew(embedded, tmp_path):
+    shutil.copytree(embedded.directory, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    run.states(states=2)
+    assert "particles" in run.store.beside
+    assert "crosscheck" not in run.store.beside
+    assert run.store.read("particles/state").max() == 1
+    run.pca(components=4)
+    assert not run.store.beside
+    assert "embedding" not in run.store
+
+
+def test_what_was_left_out_is_missed_and_the_sketch_grows(adk_workdir, tmp_path):
+    truth = np.load(adk_workdir / "truth.npz")["state"]
+    lidless = np.flatnonzero(truth == 1)
+    np.save(tmp_path / "lidless.npy", lidless)
+    run = Run.create(adk_workdir, 14, tmp_path / "run")
+    run.sketch(size=80, quality_groups=0, exclude_particles=tmp_path / "lidless.npy")
+    run.generate(box_size=16).mask().pca(components=8).states(states=4)
+    run.embed(tolerance=TOLERANCE)
+    missed = run.store.read("missed/missed_particle")
+    assert len(missed) > 100
+    assert np.mean(truth[missed] == 1) > 0.8
+    highest = np.argsort(-run.store.read("embedding/reduced/residual"))[:800]
+    assert np.mean(truth[highest] == 1) > 0.6
+    volumes = run.store.read("volumes/0")
+    groups = run.store.beside["missed"]["results"]["groups"]
+    assert sum(groups) == len(missed)
+    assert len(list((run.directory / "maps" / "missed").glob("*.mrc"))) == len(groups)
+    added = run.grow()
+    assert 0 < added <= 24
+    np.testing.assert_array_equal(run.store.read("volumes/0")[:80], volumes)
+    assert run.store.array("volumes/0").shape[0] == 80 + added
+    assert (truth[run.store.read("sketch/particle")[80:]] > 0).sum() > added / 2  # the rare, too
+    assert not run.store.beside  # other components
+    run.embed(tolerance=TOLERANCE)
+    again = run.store.read("missed/missed_particle")
+    assert np.isin(lidless, again).sum() < np.isin(lidless, missed).sum() / 2
+    assert run.sketch(size=80).store.array("sketch/particle").shape[0] == 80 + added
+
+
+def test_maps_of_the_landscape_count_every_particle_once():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(3000, 3))
+    state = (points[:, 0] > 0).astype(np.int32)
+    maps = landscape_maps(points, {"state": state, "value": points[:, 1]}, 2)
+    assert set(maps) == {(0, 1), (0, 2), (1, 2)}
+    drawn = maps[0, 1]
+    counts = drawn["layers"]["particles"]
+    assert 2980 < np.nansum(counts) <= 3000
+    x = drawn["x"][0] + drawn["x"][1] * np.arange(counts.shape[1])
+    there = np.isfinite(drawn["layers"]["state"])
+    right = np.broadcast_to(x > drawn["x"][1], counts.shape) & there
+    assert (drawn["layers"]["state"][right] == 1).all()
+    y = drawn["y"][0] + drawn["y"][1] * np.arange(len(counts))
+    value = drawn["layers"]["value"]
+    assert np.nanmax(np.abs(value - y[:, None])) <= drawn["y"][1]
+
+
+def test_the_report_shows_all_particles(embedded):
+    page = (embedded.directory / "report.html").read_text()
+    assert "3,000 particles, embedded by evaluating" in page
+    for word in ("States by own volume", "What the sketch missed", "Cross-check", "posterior"):
+        assert word in page
+    for name in ("all_particles.png", "crosscheck.png"):
+        assert (embedded.directory / "plots" / name).stat().st_size > 5000
+
+
+def test_rows_survive_a_cut_and_a_flipped_bit(tmp_path):
+    path = tmp_path / "some.rows"
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    file = RowFile(path, "f", 3)
+    file.append(np.array([7, 2]), rows[:2])
+    file.append(np.array([9, 4]), rows[2:])
+    np.testing.assert_array_equal(file.read(np.array([4, 7])), rows[[3, 0]])
+    again = RowFile(path, "f", 3)
+    assert again.missing(np.array([2, 3, 4])).tolist() == [3]
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size - 5)
+    cut = RowFile(path, "f", 3)
+    assert cut.missing(np.array([7, 2, 9, 4])).tolist() == [4]
+    cut.append(np.array([4]), rows[3:])
+    np.testing.assert_array_equal(RowFile(path, "f", 3).read(np.array([4])), rows[3:])
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    assert RowFile(path, "f", 3).missing(np.array([7, 2, 9, 4])).tolist() == [4]
+    assert RowFile(path, "other", 3).missing(np.array([7])).tolist() == [7]
