@@ -503,6 +503,8 @@ def info(directory: RunDir) -> None:
                 f"{k} {v}" for k, v in record["settings"].items() if v not in (None, False, [])
             )
             typer.echo(f"  {name:9} {record['seconds']:8.2f} s  {chosen}")
+    for name, record in found["beside"].items():
+        typer.echo(f"  {name}" + (f" {record['seconds']:8.2f} s" if "seconds" in record else ""))
     for note in source["notes"]:
         typer.echo(f"  note: {note}")
     typer.echo(f"next: {found['next']}" if found["next"] else "complete")

@@ -94,7 +94,8 @@ def describe(directory: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``source``, ``stages`` (name -> record, None where it is not complete),
+        ``source``, ``stages`` (name -> record, None where it is not complete), ``beside``
+        (embeddings and what follows from them, name -> record),
         ``volumes_done``, ``volumes``, ``next`` (the command that goes on), ``bytes``.
     """
     store = RunStore(Path(directory))
@@ -115,6 +116,7 @@ def describe(directory: Path) -> dict[str, Any]:
     return {
         "source": store.source,
         "stages": stages,
+        "beside": store.beside,
         "volumes_done": done,
         "volumes": n,
         "next": after,

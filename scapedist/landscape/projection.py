@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -14,6 +14,9 @@ from scapedist.analysis import mask as masks
 from scapedist.analysis.embedding import Calibration, FieldModel
 from scapedist.errors import RunError
 from scapedist.landscape.batches import VolumeSource, field_of
+
+if TYPE_CHECKING:  # what sends batches starts without torch
+    pass
 
 COVARIANCE_COMPONENTS = 10
 """Leading coordinates whose posterior covariance is computed."""
@@ -263,7 +266,11 @@ def reduced_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     (b, r + 2) float32
         Coordinates, residual (squared norm), and expected error (norm).
     """
-    field, reduced = field_of(projection.source), read_map(projection)
+    return evaluate_map(field_of(projection.source), read_map(projection), latents)
+
+
+def evaluate_map(field: Field, reduced: ReducedMap, latents: np.ndarray) -> np.ndarray:
+    """The same by any field and map."""
     n_values = len(reduced.of_sketch.mean)
     result = []
     for start in range(0, len(latents), ROWS):

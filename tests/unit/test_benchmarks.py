@@ -3,6 +3,7 @@
 import json
 
 import decode
+import embedding
 import machine
 import memory
 import pytest
@@ -86,3 +87,16 @@ def test_truth():
     rows = truth.against_truth("tiny")
     assert {row["kind"] for row in rows} == {"LID-less", "rare"}
     assert all(0 <= row["recall of best"] <= 1 for row in rows)
+
+
+def test_embedding(capsys):
+    results = embedding.run("tiny")
+    assert list(results) == list(embedding.TABLES)
+    assert [row["method"] for row in results["methods"]][0] == "reduced"
+    assert all(row["relative error"] > 0 for row in results["methods"])
+    assert [row["what"] for row in results["pace"]] == ["decoding alone", "exact", "reduced"]
+    assert [row["box"] for row in results["box"]] == [8, 12]
+    assert [row["method"] for row in results["missed"]] == ["reduced", "exact"] * 2
+    for row in results["missed"]:
+        assert row["of the kind"] <= row["particles"]
+    assert "times as fast" in capsys.readouterr().out
