@@ -78,8 +78,9 @@ def run(name: str, tables: tuple[str, ...] = TABLES) -> dict[str, list[dict[str,
         tempfile.TemporaryDirectory() as directory,
         as_file(files("scapedist") / "data" / "adk") as bundled,
     ):
-        workdir = _first_particles(bundled, size.n_particles, Path(directory) / "model")
-        truth = np.load(bundled / "truth.npz")["state"][: size.n_particles]
+        truth = np.load(bundled / "truth.npz")["state"]
+        rows = np.linspace(0, len(truth) - 1, size.n_particles).round().astype(np.int64)
+        workdir, truth = _some_particles(bundled, rows, Path(directory) / "model"), truth[rows]
         made: dict[str, Callable[[], list[dict[str, Any]]]] = {
             "methods": lambda: methods(workdir, Path(directory) / "run", size),
             "pace": lambda: pace(workdir, Path(directory) / "run", size),
@@ -93,10 +94,11 @@ def run(name: str, tables: tuple[str, ...] = TABLES) -> dict[str, list[dict[str,
     return results
 
 
-def _first_particles(bundled: Path, n: int, place: Path) -> Path:
+def _some_particles(bundled: Path, rows: np.ndarray, place: Path) -> Path:
+    """The bundled model with some of its particles."""
     shutil.copytree(bundled, place)
     with (place / "z.14.pkl").open("rb") as stream:
-        arrays = [pickle.load(stream)[:n] for _ in range(2)]
+        arrays = [pickle.load(stream)[rows] for _ in range(2)]
     (place / "z.14.pkl").write_bytes(b"".join(pickle.dumps(array) for array in arrays))
     return place
 

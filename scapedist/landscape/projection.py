@@ -16,6 +16,9 @@ from scapedist.errors import RunError
 from scapedist.landscape.batches import VolumeSource, field_of
 
 if TYPE_CHECKING:  # what sends batches starts without torch
+    from scapedist.model.field import Field
+
+if TYPE_CHECKING:  # what sends batches starts without torch
     pass
 
 COVARIANCE_COMPONENTS = 10
