@@ -8,7 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --size small
-BENCHMARKS ?= benchmarks/decode.py benchmarks/whole_run.py benchmarks/memory.py benchmarks/truth.py
+BENCHMARKS ?= benchmarks/decode.py benchmarks/whole_run.py benchmarks/memory.py benchmarks/truth.py \
+	benchmarks/embedding.py
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt

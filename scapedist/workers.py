@@ -8,6 +8,7 @@ on the CPU each task runs on one thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -297,15 +298,24 @@ def _main_module_left_alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread, so that a batch's sums are the same everywhere."""
+    """Torch and numpy on one thread: a batch's sums are the same everywhere, none waits."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with _libraries().limit(limits=1):
+            yield
     finally:
         torch.set_num_threads(before)
+
+
+@functools.cache
+def _libraries() -> Any:
+    """The linear algebra libraries of this process; finding them takes a while."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _on_one_thread(task: Task, work: Work, shared: Any) -> Any:

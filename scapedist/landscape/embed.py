@@ -48,11 +48,11 @@ REDUCED_ROWS = 512
 """Particles of a batch of the reduced embedding."""
 POSTERIOR_ROWS = 64
 WRITE_ROWS = 8192
-SKETCH_ROWS = 2000
+SKETCH_ROWS = 1000
 """Sketch volumes that a map is trained with, at most, spread over the sketch."""
 HELD_OUT = 100
 """Random particles, decoded exactly, that a map is judged by."""
-FURTHER = (400, 800, 1600, 3200, 6400)
+FURTHER = (400, 800, 1600)
 """Further volumes that a map is trained with, until it reaches its tolerance."""
 POINTS = (100, 200, 400, 800, 1600)
 CANDIDATES, ENERGY_VOLUMES = 8192, 32

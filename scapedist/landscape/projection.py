@@ -197,17 +197,17 @@ def kernel_block(
 
     Returns
     -------
-    (n + k, n) float64, twice
+    (n + k, n) float32, twice
         Inner products of the field's features, and of the hidden layer's.
-    (n + k, q) float64
+    (n + k, q) float32
         The field.
     """
     rows, mean, n_values = training.features(*task)
     values, hidden = rows[:, :n_values], rows[:, n_values:]
     return (
-        (values @ values[: training.n].T).double().numpy(),
-        (hidden @ hidden[: training.n].T).double().numpy(),
-        (values + mean[:n_values]).double().numpy(),
+        (values @ values[: training.n].T).float().numpy(),
+        (hidden @ hidden[: training.n].T).float().numpy(),
+        (values + mean[:n_values]).float().numpy(),
     )
 
 
