@@ -31,7 +31,7 @@ from scapedist.analysis.crosscheck import agreement
 from scapedist.analysis.embedding import Calibration, FieldModel
 from scapedist.landscape import Run
 from scapedist.landscape.batches import VolumeSource, field_of
-from scapedist.landscape.embed import Embedder
+from scapedist.landscape.embedder import Embedder
 from scapedist.landscape.projection import ReducedMap, evaluate_map, exact_batch, reduced_batch
 from scapedist.workers import open_workers
 

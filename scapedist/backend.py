@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from contextlib import AbstractContextManager
+from typing import Any
+
 import numpy as np
 
 from scapedist.errors import InputError
@@ -45,6 +49,20 @@ def kmeans(
         )
         labels = model.fit_predict(np.array(points, np.float64))
     return model.cluster_centers_, labels
+
+
+def one_numpy_thread() -> AbstractContextManager[Any]:
+    """Numpy's linear algebra on one thread, while the context lasts."""
+    context: AbstractContextManager[Any] = _libraries().limit(limits=1)
+    return context
+
+
+@functools.cache
+def _libraries() -> Any:
+    """The linear algebra libraries of this process; finding them takes a while."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def leading_eigenpairs(matrix: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ on the CPU each task runs on one thread.
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import logging
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from scapedist.backend import one_numpy_thread
 from scapedist.errors import InputError, ResourceError
 from scapedist.plan import GIB, IMPORT_BYTES
 
@@ -304,18 +304,10 @@ def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with _libraries().limit(limits=1):
+        with one_numpy_thread():
             yield
     finally:
         torch.set_num_threads(before)
-
-
-@functools.cache
-def _libraries() -> Any:
-    """The linear algebra libraries of this process; finding them takes a while."""
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
 
 
 def _on_one_thread(task: Task, work: Work, shared: Any) -> Any:

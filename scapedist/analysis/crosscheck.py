@@ -34,12 +34,19 @@ def agreement(found: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     explained = 1 - np.square(error).mean(0) / np.maximum(variance, np.finfo(float).tiny)
     return {
         "r2": explained.tolist(),
-        "relative_error": float(np.sqrt(np.square(norms).mean())),
+        "relative_error": relative_error(error, exact),
         "error_quantiles": np.quantile(norms, QUANTILES).tolist(),
         "component_error_quantiles": (
             np.quantile(np.abs(error) / total, QUANTILES, axis=0).T.tolist()
         ),
     }
+
+
+def relative_error(error: np.ndarray, exact: np.ndarray) -> float:
+    """Root mean square norm of errors (n, r), relative to the total standard deviation."""
+    total = np.var(exact, axis=0, dtype=np.float64).sum()
+    squared = np.square(error.astype(np.float64)).sum(1).mean()
+    return float(np.sqrt(squared / max(total, np.finfo(float).tiny)))
 
 
 def neighbour_overlap(found: np.ndarray, exact: np.ndarray, k: int = NEIGHBOURS) -> float | None:

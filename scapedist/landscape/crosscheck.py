@@ -10,7 +10,7 @@ import numpy as np
 from scapedist.analysis import crosscheck as maths
 from scapedist.analysis import particles as placing
 from scapedist.errors import InputError, RunError
-from scapedist.landscape.embed import Embedder, sketch_residual
+from scapedist.landscape.embedder import Embedder, sketch_residual
 from scapedist.store import RunStore, read_rows
 
 MOST_ROWS = 2000

@@ -12,7 +12,7 @@ from scapedist.analysis import particles as maths
 from scapedist.analysis.gram import Gram
 from scapedist.analysis.linkage import cut, link
 from scapedist.errors import RunError
-from scapedist.landscape.embed import WRITE_ROWS, Embedder, sketch_residual
+from scapedist.landscape.embedder import WRITE_ROWS, Embedder, sketch_residual
 from scapedist.landscape.projection import masked_batch, whole_volumes
 from scapedist.output.maps import write_map
 from scapedist.output.selections import write_state_particles

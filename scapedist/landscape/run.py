@@ -241,11 +241,12 @@ class Run:
             Where there are no components, or the decoder does not give the run's volumes.
         """
         from scapedist.landscape import embed
+        from scapedist.landscape.embedder import Embedder
 
         settings = changed(EmbedSettings(), options)
         name = f"embedding/{embed.embed_method(settings)}"
         with self.store.lock(), disk_errors(self.directory):
-            embedder = embed.Embedder(self, workers or Serial(), memory_limit)
+            embedder = Embedder(self, workers or Serial(), memory_limit)
             fingerprint = embedder.fingerprint(dataclasses.asdict(settings))
             self._beside(
                 name,
@@ -339,10 +340,11 @@ class Run:
             :func:`scapedist.analysis.crosscheck.agreement`, states changed, neighbours kept, the
             worst particles, and its cost.
         """
-        from scapedist.landscape import crosscheck, embed
+        from scapedist.landscape import crosscheck
+        from scapedist.landscape.embedder import Embedder
 
         with self.store.lock(), disk_errors(self.directory):
-            embedder = embed.Embedder(self, workers or Serial(), memory_limit)
+            embedder = Embedder(self, workers or Serial(), memory_limit)
             beside = self.store.beside
             base = [beside[n]["fingerprint"] for n in sorted(beside) if n.startswith("embedding/")]
             states = self.store.stages.get("states", {}).get("fingerprint")
@@ -370,13 +372,14 @@ class Run:
             (n,) and ``distance`` (n,) to it, and where there are states ``state`` and ``margin``.
         """
         from scapedist.landscape import embed, particles
+        from scapedist.landscape.embedder import Embedder
 
         if "embedding/map" not in self.store.beside:
             raise RunError(
                 f"New latents are embedded by the reduced map. {self.directory} has none that is "
                 f"up to date. Give `scapedist embed {self.directory} --method reduced` first."
             )
-        embedder = embed.Embedder(self, Serial(), None)
+        embedder = Embedder(self, Serial(), None)
         found = embed.apply_map(embedder, latents)
         return found | particles.place_rows(self.store, found["coordinates"], found["residual"])
 

@@ -1,0 +1,216 @@
+"""What all embeddings share: a run's components, its workers, and what is decoded already."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scapedist.errors import RunError
+from scapedist.landscape.batches import VolumeSource
+from scapedist.landscape.generate import made_of_maps, make_source, plan_generation
+from scapedist.landscape.projection import Projection, exact_batch
+from scapedist.landscape.settings import GenerateSettings, PcaSettings, from_record
+from scapedist.model.checkpoint import read_decoder
+from scapedist.plan import batches
+from scapedist.store import RowFile, RunStore, read_rows
+from scapedist.workers import Workers
+
+if TYPE_CHECKING:
+    from scapedist.landscape.run import Run
+
+WRITE_ROWS = 8192
+"""Particles of a chunk."""
+
+
+class Embedder:
+    """A run that is embedded: its components, its workers, and what is known exactly.
+
+    Parameters
+    ----------
+    run
+        With its components fitted.
+    workers, memory_limit
+        Where to compute; bytes a worker may use.
+    """
+
+    def __init__(self, run: Run, workers: Workers, memory_limit: int | None) -> None:
+        self.run, self.store, self.workers = run, run.store, workers
+        self.memory_limit = memory_limit
+        record = self.store.stages.get("pca")
+        if record is None:
+            raise RunError(
+                f"An embedding needs components. {run.directory} has none that are up to date. "
+                f"Give `scapedist pca {run.directory}` first."
+            )
+        self.base = record["fingerprint"]
+        self.generated = from_record(GenerateSettings, self.store.stages["generate"])
+        self.fitted = from_record(PcaSettings, record)
+        self.latents = self.store.read("latents")
+        self.r, n_voxels = self.store.array("components/vectors").shape
+        n_masked = int((self.store.read("mask") > 0).sum())
+        if n_masked != n_voxels:
+            raise RunError(
+                f"Components live on the mask's voxels. The mask of {run.directory} has "
+                f"{n_masked}, its components {n_voxels}. Give `scapedist pca {run.directory}`."
+            )
+        if run.model._decoder is None:
+            run.model.decoder = workers.call(
+                read_decoder, run.model.config, run.model.files["weights"]
+            )
+        self.projection = Projection(
+            self._source(), self.fitted.clip_negative, self.fitted.soft_mask
+        )
+        frame_bytes = 4 * self.r * n_voxels + 8 * self.store.array("mask").size
+        limit = None if memory_limit is None else memory_limit - frame_bytes
+        self.batch_size = plan_generation(
+            self.projection.source.decoder,
+            self.projection.source.box_size,
+            dataclasses.replace(self.generated, store_dtype="float32"),
+            len(self.latents),
+            limit,
+        ).batch_size
+        self._exact: RowFile | None = None
+
+    def _source(self) -> VolumeSource:
+        source = make_source(self.run, self.generated, {})
+        if made_of_maps(self.run):
+            source = dataclasses.replace(source, decoder=self.run.model.decoder, map_paths=())
+        return source
+
+    # -- exactly decoded particles
+
+    def exact_rows(self, particles: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates (n, r) float64 and residuals (n,) of particles by their own volumes.
+
+        What is computed is kept in a file of the run until all particles are embedded exactly:
+        whatever needs it next finds it there.
+        """
+        if self._has_exact:
+            return self._exact_from_store(particles)
+        file = self.exact_file()
+        missing = file.missing(particles)
+        self.fill(file, missing, exact_batch, self.projection, self.batch_size, what)
+        rows = file.read(particles).astype(np.float64)
+        return rows[:, :-1], rows[:, -1]
+
+    def exact_seconds_a_particle(self) -> float:
+        """What decoding and projecting a particle takes a worker, measured now."""
+        n = min(len(self.latents), 4 * self.batch_size * self.workers.n_workers)
+        tasks = [self.latents[a:b] for a, b in batches(n, self.batch_size)]
+        for _ in range(2):  # the first time a worker reads what it needs
+            started = time.perf_counter()
+            for _ in self.workers.run(exact_batch, self.projection, tasks):
+                pass
+        return (time.perf_counter() - started) * self.workers.n_workers / n
+
+    def exact_file(self) -> RowFile:
+        """Rows of coordinates and residual of every particle that was decoded."""
+        if self._exact is None:
+            path = self.run.directory / "embedding.exact.rows"
+            self._exact = RowFile(path, self.fingerprint("exact"), self.r + 1)
+        return self._exact
+
+    def remove_rows(self, method: str) -> None:
+        """Remove the rows kept in case of a stop, once a method's results are recorded."""
+        if method == "exact" and not self._has_exact:
+            return  # they hold all components, the results fewer
+        for kind in (method, "posterior") if method == "reduced" else (method,):
+            (self.run.directory / f"embedding.{kind}.rows").unlink(missing_ok=True)
+
+    @property
+    def _has_exact(self) -> bool:
+        """Whether all particles are embedded exactly, on all components."""
+        record = self.store.beside.get("embedding/exact")
+        return record is not None and record["results"]["components"] == self.r
+
+    def _exact_from_store(self, particles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(particles, kind="stable")
+        back = np.argsort(order, kind="stable")
+        coordinates = read_rows(self.store.array("embedding/exact/coordinates"), particles[order])
+        residual = read_rows(self.store.array("embedding/exact/residual"), particles[order])
+        return coordinates[back].astype(np.float64), residual[back].astype(np.float64)
+
+    def fill(
+        self,
+        file: RowFile,
+        particles: np.ndarray,
+        work: Callable[[Any, Any], np.ndarray],
+        projection: Projection,
+        size: int,
+        what: str,
+    ) -> None:
+        """Compute the rows of some particles and add them to a file, batch by batch."""
+        spans = batches(len(particles), size)
+        tasks = [self.latents[particles[start:stop]] for start, stop in spans]
+        done = 0
+        self.run.progress(what, 0, len(particles))
+        for number, rows in self.workers.run(work, projection, tasks):
+            start, stop = spans[number]
+            file.append(particles[start:stop], rows)
+            done += stop - start
+            self.run.progress(what, done, len(particles))
+
+    def fingerprint(self, *parts: Any) -> str:
+        """Of results that build on these components."""
+        text = json.dumps([self.base, *parts], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def check_decoder(self) -> None:
+        """Refuse where decoding a sketch particle does not give the volume that is stored."""
+        particle = self.store.read("sketch/particle")[:1]
+        known = self.store.read("sketch/coordinates")
+        spread = np.sqrt(np.nanvar(known, axis=0).sum())
+        found, _ = self.exact_rows(particle, "checking")
+        error = float(np.linalg.norm(found[0] - known[0]))
+        if error > 0.01 * spread:
+            raise RunError(
+                f"A particle is embedded by its decoded volume. That of sketch volume 0 differs "
+                f"from the stored one by {error / spread:.1%} of the landscape's spread: the maps "
+                "are not what this model decodes (another epoch, sign, hand or box). Generate the "
+                "run's volumes with the model."
+            )
+
+    # -- results
+
+    def write(
+        self,
+        method: str,
+        components: int,
+        blocks: Iterator[tuple[int, dict[str, np.ndarray]]],
+    ) -> None:
+        """Write ``embedding/<method>/`` from blocks of rows: coordinates, residual and others."""
+        n = len(self.latents)
+        self.store.delete(f"embedding/{method}")
+        arrays: dict[str, Any] = {}
+        for start, block in blocks:
+            beyond = block["coordinates"][:, components:]
+            block["residual"] = block["residual"] + np.square(beyond.astype(np.float64)).sum(1)
+            block["coordinates"] = block["coordinates"][:, :components]
+            for name, rows in block.items():
+                if name not in arrays:
+                    kept = rows if rows.dtype == bool else rows.astype(np.float32)
+                    arrays[name] = self.store.create(
+                        f"embedding/{method}/{name}",
+                        (n, *rows.shape[1:]),
+                        kept.dtype,
+                        ("particle", "component", "component_")[: rows.ndim],
+                        (min(n, WRITE_ROWS), *rows.shape[1:]),
+                        compress=True,
+                    )
+                arrays[name][start : start + len(rows)] = rows
+
+
+def sketch_residual(store: RunStore, n_components: int) -> np.ndarray:
+    """What the first components miss of each sketch volume (m,); NaN where it was left out."""
+    included = store.read("components/included")
+    coordinates = store.read("sketch/coordinates")[:, :n_components]
+    residual = np.full(len(included), np.nan)
+    norms = np.diag(store.read("components/gram"))
+    residual[included] = np.maximum(norms - np.square(coordinates[included]).sum(1), 0)
+    return residual
