@@ -554,6 +554,8 @@ def plan(
         f"frequencies each, in batches of {cost['batch_size']}\n"
         f"decoding  {cost['seconds']:.0f} s on {cost['workers']} worker(s), "
         f"{cost['seconds_a_volume'] * 1e3:.0f} ms a volume and worker\n"
+        f"embedding {cost['reduced_seconds']:.0f} s for {cost['particles']} particles at a few "
+        f"points of each, {cost['exact_seconds']:.0f} s exactly\n"
         f"memory    {cost['worker_bytes'] / 2**30:.2f} GiB a worker\n"
         f"disk      {bound}{cost['disk_bytes'] / 2**30:.2f} GiB of "
         f"{cost['disk_free_bytes'] / 2**30:.1f} GiB free"

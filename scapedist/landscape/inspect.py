@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scapedist.errors import InputError, RunError
+from scapedist.landscape import CHECKED_PARTICLES
 from scapedist.landscape.generate import (
     FULL,
     MASKED,
@@ -22,6 +23,7 @@ from scapedist.landscape.generate import (
     stored_entries,
     volume_box_size,
 )
+from scapedist.landscape.reduced_map import FURTHER, HELD_OUT
 from scapedist.landscape.run import Run
 from scapedist.landscape.settings import GenerateSettings, SketchSettings, from_record
 from scapedist.model.field import Field
@@ -31,6 +33,8 @@ from scapedist.plan import check_disk
 from scapedist.store import BUILT_ON, STAGES, RunStore, read_rows
 from scapedist.workers import available_cores, one_thread
 
+USUAL_POINTS = 400
+"""Points of a reduced map that meets the default tolerance, usually."""
 TOLERANCES = {"float32": 1e-5, "float16": 1e-3}
 """Relative L2 error of sound volumes, by the type they are stored in."""
 _MAKERS = {
@@ -139,7 +143,8 @@ def plan(
     -------
     dict
         ``volumes``, ``box_size``, ``frequencies`` (evaluated for one volume), ``batch_size``,
-        ``workers``, ``seconds_a_volume`` (of one worker), ``seconds``, ``worker_bytes``,
+        ``workers``, ``seconds_a_volume`` (of one worker), ``seconds``, ``particles``,
+        ``reduced_seconds`` and ``exact_seconds`` (to embed them all), ``worker_bytes``,
         ``disk_bytes``, ``disk_free_bytes``.
 
     Raises
@@ -185,10 +190,21 @@ def plan(
         "workers": workers,
         "seconds_a_volume": seconds,
         "seconds": seconds * n / workers,
+        "particles": len(model.latents),
+        "reduced_seconds": _reduced_seconds(seconds, len(model.latents), lattice.n_points)
+        / workers,
+        "exact_seconds": seconds * len(model.latents) / workers,
         "worker_bytes": decoding.worker_bytes,
         "disk_bytes": decoding.disk_bytes,
         "disk_free_bytes": free,
     }
+
+
+def _reduced_seconds(seconds_a_volume: float, n_particles: int, n_points: int) -> float:
+    """Seconds of one worker to build a usual map, and to embed and check all particles by it."""
+    decoded = HELD_OUT + FURTHER[0] + CHECKED_PARTICLES
+    points = min(USUAL_POINTS, n_points)
+    return seconds_a_volume * (decoded + n_particles * points / n_points)
 
 
 def verify(run: Run, n_sample: int = 3) -> Verdict:

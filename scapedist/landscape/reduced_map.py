@@ -127,6 +127,7 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
         store.write(f"embedding/map/{name}", data, dimensions)
     return record | {
         "held_out": n_held,
+        "component_relative_errors": best["component_errors"].tolist(),
         "total_deviation": known.total,
         "seconds": round(time.perf_counter() - started, 3),
     }

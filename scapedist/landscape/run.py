@@ -273,6 +273,9 @@ class Run:
         started = time.perf_counter()
         results = body(lambda: self.store.withdraw(name))
         self.store.withdraw(name)
+        if "report" in self.store.stages:  # it shows none of this
+            last = self.store.last_settings("report") or {"settings": {}}
+            self.store.begin_stage("report", last["settings"])
         self.store.finish_beside(
             name,
             {

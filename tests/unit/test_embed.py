@@ -11,6 +11,7 @@ from scapedist.analysis.crosscheck import agreement
 from scapedist.errors import InputError, RunError
 from scapedist.landscape import Run, embed, projection
 from scapedist.landscape.embedder import Embedder
+from scapedist.landscape.inspect import describe
 from scapedist.output.population import landscape_maps
 from scapedist.store import RowFile
 from scapedist.workers import Serial, open_workers
@@ -296,6 +297,28 @@ def test_what_was_left_out_is_missed_and_the_sketch_grows(adk_workdir, tmp_path)
     again = run.store.read("missed/missed_particle")
     assert np.isin(lidless, again).sum() < np.isin(lidless, missed).sum() / 2
     assert run.sketch(size=80).store.array("sketch/particle").shape[0] == 80 + added
+
+
+def test_only_whole_volumes_of_the_model_can_grow(adk_workdir, tmp_path):
+    workdir = some_particles(adk_workdir, 60, tmp_path / "model")
+    run = Run.create(workdir, 14, tmp_path / "run")
+    run.sketch(size=12, quality_groups=0).generate(box_size=12, store="masked").mask()
+    run.pca(components=3)
+    with pytest.raises(RunError, match="by what an embedding finds missed"):
+        run.grow()
+    run.embed(method="exact")
+    with pytest.raises(RunError, match="whole volumes are stored"):
+        run.grow()
+
+
+def test_an_embedding_outdates_the_report(embedded, tmp_path):
+    shutil.copytree(embedded.directory, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert describe(run.directory)["next"] is None
+    run.embed(method="mlp", variant="cryodrgn", seed=1)
+    assert describe(run.directory)["next"] == f"scapedist report {run.directory}"
+    run.report()
+    assert describe(run.directory)["next"] is None
 
 
 def test_maps_of_the_landscape_count_every_particle_once():
