@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -297,6 +297,13 @@ class RunStore:
             # what another command recorded meanwhile must not be lost
             self.group = zarr.open_group(self.directory / GROUP, mode="r+")
             yield
+
+
+def embeddings(beside: Mapping[str, Any]) -> list[str]:
+    """The embeddings among the records beside the stages, the most exact first."""
+    names = [name.split("/")[1] for name in beside if name.startswith("embedding/")]
+    order = {"exact": 0, "reduced": 1, "mlp": 3}
+    return sorted((n for n in names if n != "map"), key=lambda name: (order.get(name, 2), name))
 
 
 def _stage_under(name: str) -> str:

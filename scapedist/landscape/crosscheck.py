@@ -11,16 +11,10 @@ from scapedist.analysis import crosscheck as maths
 from scapedist.analysis import particles as placing
 from scapedist.errors import InputError, RunError
 from scapedist.landscape.embedder import Embedder, sketch_residual
-from scapedist.store import RunStore, read_rows
+from scapedist.store import RunStore, embeddings, read_rows
 
 MOST_ROWS = 2000
 """Particles that neighbours are compared among, at most."""
-
-
-def methods_of(store: RunStore) -> list[str]:
-    """The run's embeddings, the approximate ones alone."""
-    names = [name.split("/")[1] for name in store.beside if name.startswith("embedding/")]
-    return [name for name in names if name not in ("exact", "map")]
 
 
 def crosscheck(embedder: Embedder, n_sample: int | None, seed: int) -> dict[str, Any]:
@@ -36,7 +30,7 @@ def crosscheck(embedder: Embedder, n_sample: int | None, seed: int) -> dict[str,
         Of the sample.
     """
     store, n = embedder.store, len(embedder.latents)
-    methods = methods_of(store)
+    methods = [name for name in embeddings(store.beside) if name != "exact"]
     if not methods:
         raise RunError(
             f"A cross-check needs an embedding to check. {embedder.run.directory} has none beside "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -104,7 +103,7 @@ def _embed_low_pass(
     from scapedist.landscape.analyse import sketch_voxels
 
     begin()
-    projection = dataclasses.replace(embedder.projection, low_pass=box, token=f"low{box}")
+    projection = embedder.variant(low_pass=box)
     n_sketch = store.array("sketch/particle").shape[0]
     rows = np.linspace(0, n_sketch - 1, min(n_sketch, 64)).round().astype(np.int64)
     particles = store.read("sketch/particle")[rows]
@@ -144,7 +143,6 @@ def _embed_reduced(
     strict: bool,
     begin: Callable[[], None],
 ) -> dict[str, Any]:
-    started = time.perf_counter()
     rules = ensure_map(embedder, settings)
     if not rules["reached"] and strict:
         exact = rules["fraction_exact_expected"]
@@ -156,7 +154,7 @@ def _embed_reduced(
             "sketch, or --method exact."
         )
     begin()
-    setup, n = time.perf_counter() - started, len(embedder.latents)
+    n = len(embedder.latents)
     file = RowFile(
         embedder.run.directory / "embedding.reduced.rows",
         map_fingerprint(embedder, settings),
@@ -171,10 +169,8 @@ def _embed_reduced(
     flagged = np.flatnonzero(file.read(np.arange(n))[:, -1] > rules["threshold"])
     embedder.exact_rows(flagged, "decoding uncertain ones")
     seconds_exact = time.perf_counter() - started - seconds
-    n_exact = 0
 
     def blocks() -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        nonlocal n_exact
         r = embedder.r
         for start, stop in batches(n, WRITE_ROWS):
             rows = file.read(np.arange(start, stop))
@@ -184,7 +180,6 @@ def _embed_reduced(
             exact[here - start] = True
             coordinates, residual = embedder.exact_rows(here, "")
             rows[exact, :r], rows[exact, r], error[exact] = coordinates, residual, 0
-            n_exact += len(here)
             yield (
                 start,
                 {
@@ -206,9 +201,8 @@ def _embed_reduced(
         "tolerance": settings.tolerance,
         "reached": rules["reached"],
         "relative_error": rules["relative_error"],
-        "decoded_exactly": n_exact,
-        "setup_seconds": round(setup, 3),
-        "map_seconds": rules["seconds"],
+        "decoded_exactly": len(flagged),
+        "setup_seconds": rules["seconds"],
         "exact_seconds": round(seconds_exact, 3),
         "seconds_a_particle": seconds * embedder.workers.n_workers / max(len(todo), 1),
     }
@@ -220,7 +214,7 @@ def _error_bars(embedder: Embedder) -> dict[str, Any]:
     assert variance is not None
     deviations = np.sqrt(variance)
     n, k = len(variance), min(COVARIANCE_COMPONENTS, embedder.r)
-    coarse = dataclasses.replace(embedder.projection, map_name="coarse", token="coarse")
+    coarse = embedder.variant(map_name="coarse")
     file = RowFile(
         embedder.run.directory / "embedding.posterior.rows",
         embedder.fingerprint("posterior", embedder.store.beside["embedding/map"]["fingerprint"]),

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -82,6 +83,10 @@ class Embedder:
         if made_of_maps(self.run):
             source = dataclasses.replace(source, decoder=self.run.model.decoder, map_paths=())
         return source
+
+    def variant(self, **changes: Any) -> Projection:
+        """The projection with something changed; what workers keep of it is its own."""
+        return dataclasses.replace(self.projection, token=uuid4().hex, **changes)
 
     # -- exactly decoded particles
 

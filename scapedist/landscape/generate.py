@@ -345,7 +345,7 @@ def _gather(entries: list[dict[str, Any]], name: str, key: str, n: int) -> np.nd
 def _precision_error(run: Run, source: VolumeSource, name: str) -> float:
     """Largest relative L2 error of up to four stored volumes against float32 ones."""
     rows = pilot_rows(len(source.latents[name]), 4)
-    exact = dataclasses.replace(source, dtype="float32", token="exact")
+    exact = dataclasses.replace(source, dtype="float32", token=f"{source.token} exact")
     errors = []
     for row in rows:
         stored = np.asarray(run.store.array(name)[int(row)], np.float64)

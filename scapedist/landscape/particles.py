@@ -17,33 +17,25 @@ from scapedist.landscape.projection import masked_batch, whole_volumes
 from scapedist.output.maps import write_map
 from scapedist.output.selections import write_state_particles
 from scapedist.plan import batches
-from scapedist.store import RunStore, read_rows
+from scapedist.store import RunStore, embeddings, read_rows
 
 if TYPE_CHECKING:
     from scapedist.landscape.run import Run
 
-PREFERRED = ("exact", "reduced", "mlp")
-"""Which embedding particles are placed by, the first that there is."""
 REPRESENTATIVES = 24
 """Missed particles that are decoded to tell groups of them apart."""
 
 
-def is_embedded(store: RunStore) -> bool:
-    """Whether there is an embedding that particles can be placed by."""
-    return any(f"embedding/{method}" in store.beside for method in PREFERRED)
-
-
 def placed_by(store: RunStore) -> str:
-    """The embedding that particles are placed by.
+    """The embedding that particles are placed by, the most exact one.
 
     Raises
     ------
     RunError
         Where there is none.
     """
-    for method in PREFERRED:
-        if f"embedding/{method}" in store.beside:
-            return method
+    for method in embeddings(store.beside):
+        return method
     raise RunError(
         f"Particles are placed by an embedding. {store.directory} has none that is up to date. "
         f"Give `scapedist embed {store.directory}` first."

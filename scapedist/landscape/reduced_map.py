@@ -89,7 +89,9 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
     rng = np.random.default_rng(settings.seed)
     held = np.sort(rng.choice(others, n_held, replace=False))
     held_coordinates, held_residual = embedder.exact_rows(held, "decoding held-out")
-    taught = np.linspace(0, len(sketch) - 1, min(len(sketch), SKETCH_ROWS)).round().astype(int)
+    fitted = np.flatnonzero(store.read("components/included"))
+    spread = np.linspace(0, len(fitted) - 1, min(len(fitted), SKETCH_ROWS)).round()
+    taught = fitted[spread.astype(np.int64)]
     coordinates = store.read("sketch/coordinates")[taught]
     residual = sketch_residual(store, embedder.r)[taught]
     points = _points(embedder, sketch, settings.seed)

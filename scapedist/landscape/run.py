@@ -28,7 +28,7 @@ from scapedist.landscape.settings import (
     from_record,
 )
 from scapedist.model.workdir import Model, open_model, sha256_of
-from scapedist.store import GROUP, STAGES, RunStore, disk_errors, write_text
+from scapedist.store import GROUP, STAGES, RunStore, disk_errors, embeddings, write_text
 from scapedist.workers import Serial, Workers
 
 Progress = Callable[[str, int, int], None]
@@ -302,7 +302,7 @@ class Run:
         from scapedist.landscape import particles
 
         states = self.store.stages.get("states")
-        if states is None or not particles.is_embedded(self.store):
+        if states is None or not embeddings(self.store.beside):
             return
         method = particles.placed_by(self.store)
         base = [states["fingerprint"], self._record_of(f"embedding/{method}")]

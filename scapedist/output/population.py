@@ -13,6 +13,7 @@ from scapedist.output.digest import Digest
 from scapedist.output.gallery import Plots, show
 from scapedist.output.page import Html, array, details, image, plot, section, table, tag
 from scapedist.output.plots import component_name, percent
+from scapedist.store import embeddings
 
 MAX_AXES = 6
 BINS = 72
@@ -29,10 +30,10 @@ _WORDS = {
 def population(digest: Digest, drawn: Plots) -> Html:
     """Show all particles on the components, their states, what was missed, and the cross-check."""
     beside = _beside(digest)
-    method = next((m for m in _WORDS if f"embedding/{m}" in beside), None)
+    method = next(iter(embeddings(beside)), None)
     if method is None or "particles" not in beside:
         missing = "This run has no embedding of all particles (`scapedist embed` makes one)."
-        return section("particles", "All particles", tag("p", missing, class_="note"))
+        return section("all-particles", "All particles", tag("p", missing, class_="note"))
     results = beside[f"embedding/{method}"]["results"]
     coordinates = digest.array(f"embedding/{method}/coordinates")
     n_axes = min(coordinates.shape[1], MAX_AXES)
@@ -53,7 +54,7 @@ def population(digest: Digest, drawn: Plots) -> Html:
     ]
     if "crosscheck" in beside:
         parts += _crosscheck(digest, beside["crosscheck"]["results"], drawn)
-    return section("particles", "All particles", *parts)
+    return section("all-particles", "All particles", *parts)
 
 
 def _beside(digest: Digest) -> Mapping[str, Any]:
@@ -65,7 +66,8 @@ def _beside(digest: Digest) -> Mapping[str, Any]:
 def _introduction(
     beside: Mapping[str, Any], method: str, results: Mapping[str, Any], n: int
 ) -> str:
-    words = f"All {n:,} particles, embedded by {_WORDS[method]}"
+    how = _WORDS.get(method, "decoding the frequencies of a smaller box for each")
+    words = f"All {n:,} particles, embedded by {how}"
     if method == "reduced":
         words += (
             f" ({results['points']:,} points, learnt from {results['training_volumes']:,} volumes;"
@@ -197,7 +199,7 @@ def _interactive(
             "grids": [array(grid) for grid in grids.values()],
         }
     axes = [component_name(k, digest.variance_ratio) for k in range(n_axes)]
-    return plot("all-particles", {"axes": axes, "maps": pairs, "layers": styles}, height=540)
+    return plot("landscape-maps", {"axes": axes, "maps": pairs, "layers": styles}, height=540)
 
 
 # -- tables

@@ -168,6 +168,16 @@ def test_a_smaller_box_says_how_wrong_it_is(few):
     assert list(few.store.beside["crosscheck"]["results"]["methods"]) == ["exact_10"]
 
 
+def test_runs_in_one_process_keep_apart(few, tmp_path):
+    """Workers remember components and maps: those of another run must not be taken for ours."""
+    shutil.copytree(few.directory, tmp_path / "other")
+    few.embed(method="exact", box_size=14)
+    other = Run(tmp_path / "other").pca(components=3).embed(method="exact", box_size=14)
+    ours = few.store.read("embedding/exact_14/coordinates")
+    theirs = other.store.read("embedding/exact_14/coordinates")
+    np.testing.assert_allclose(theirs, ours[:, :3], rtol=1e-4, atol=1e-4)
+
+
 def test_new_latents_are_embedded_by_the_map_alone(embedded, tmp_path):
     latents = embedded.store.read("latents")[100:140]
     found = embedded.embed_latents(latents)

@@ -24,6 +24,7 @@ D, N, N_PARTICLES, M, R = 16, 30, 600, 4, 6
 SECTIONS = [
     "states",
     "landscape",
+    "all-particles",
     "components",
     "state-maps",
     "traversals",
