@@ -37,7 +37,7 @@ def squared_distances(
     return np.maximum(squared, 0, out=squared)
 
 
-def place(squared: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def place(squared: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The state of the nearest sketch volume, and how clearly it is that one.
 
     Parameters
@@ -53,6 +53,9 @@ def place(squared: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
     margin : (n,) float64
         1 - distance to the nearest volume of that state / distance to the nearest of another: 0
         on the border between two states, 1 for a particle that equals a sketch volume.
+    room : (n,) float64
+        How far the volume can move, at least, before its state changes: half the difference of
+        these two distances; infinite where there is one state alone.
     """
     states = np.unique(labels[labels >= 0])
     distance = np.sqrt(np.stack([squared[:, labels == state].min(1) for state in states], 1))
@@ -61,7 +64,7 @@ def place(squared: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
     distance[rows, own] = np.inf
     outer = distance.min(1)
     ratio = np.divide(inner, outer, out=np.ones_like(inner), where=outer > 0)
-    return states[own].astype(np.int32), 1 - ratio
+    return states[own].astype(np.int32), 1 - ratio, (outer - inner) / 2
 
 
 def missed_threshold(distance: np.ndarray) -> float:

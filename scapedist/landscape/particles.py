@@ -64,15 +64,25 @@ class _Sketch:
 
 
 def place_particles(run: Run, method: str) -> dict[str, Any]:
-    """Write ``particles/`` from an embedding, and lists of the particles of each state."""
+    """Write ``particles/`` from an embedding, and lists of the particles of each state.
+
+    Where there are error bars, ``within_posterior`` marks particles whose latent's uncertainty
+    alone may move their volume into another state.
+    """
     store, sketch = run.store, _Sketch(run.store, method)
     labels, assignment = store.read("states/label"), store.read("sketch/assignment")
     state, margin = np.empty(sketch.n, np.int32), np.empty(sketch.n, np.float32)
+    room = np.empty(sketch.n)
     for start, stop, _, squared in sketch.blocks():
-        state[start:stop], margin[start:stop] = maths.place(squared, labels)
+        state[start:stop], margin[start:stop], room[start:stop] = maths.place(squared, labels)
     store.delete("particles")
     store.write("particles/state", state, ("particle",))
     store.write("particles/margin", margin, ("particle",))
+    uncertain: dict[str, Any] = {}
+    if "embedding/reduced/covariance" in store:
+        within = room < _posterior_deviation(store, sketch.n)
+        store.write("particles/within_posterior", within, ("particle",))
+        uncertain["within_posterior"] = int(within.sum())
     write_state_particles(run.directory / "states" / "by_volume", state, run.model.stack_indices)
     n_states = int(labels.max()) + 1
     by_group = np.where(assignment >= 0, labels[assignment], -1)
@@ -82,7 +92,17 @@ def place_particles(run: Run, method: str) -> dict[str, Any]:
         "n_particles_by_group": np.bincount(by_group[by_group >= 0], minlength=n_states).tolist(),
         "differ": int((state != by_group).sum()),
         "median_margin": float(np.median(margin)),
+        **uncertain,
     }
+
+
+def _posterior_deviation(store: RunStore, n: int) -> np.ndarray:
+    """Rms distance (n,) by which the uncertainty of a latent alone moves its volume."""
+    covariance, deviation = store.array("embedding/reduced/covariance"), np.empty(n)
+    for start, stop in batches(n, WRITE_ROWS):
+        block = read_rows(covariance, slice(start, stop)).astype(np.float64)
+        deviation[start:stop] = np.sqrt(np.einsum("nkk->n", block))
+    return deviation
 
 
 def place_rows(
@@ -97,7 +117,7 @@ def place_rows(
         "distance": np.sqrt(squared.min(1)).astype(np.float32),
     }
     if "states" in store.stages:
-        state, margin = maths.place(squared, store.read("states/label"))
+        state, margin, _ = maths.place(squared, store.read("states/label"))
         placed |= {"state": state, "margin": margin.astype(np.float32)}
     return placed
 

@@ -220,11 +220,22 @@ def _states(digest: Digest, results: Mapping[str, Any]) -> list[object]:
             "The paper's rule gives it that of its sketch volume in latent space: "
             f"{results['differ']:,} particles ({percent(results['differ'] / total)}) differ. The "
             f"median margin is {results['median_margin']:.2f} (0 on the border of two states, 1 "
-            "for a particle that equals a sketch volume). Lists of particles are in "
-            "states/by_volume.",
+            "for a particle that equals a sketch volume). "
+            + _posterior(results, total)
+            + "Lists of particles are in states/by_volume.",
         ),
         table(["state", "particles", "of all", "by sketch group"], rows, "states"),
     ]
+
+
+def _posterior(results: Mapping[str, Any], total: int) -> str:
+    if "within_posterior" not in results:
+        return ""
+    n = results["within_posterior"]
+    return (
+        f"{n:,} particles ({percent(n / total)}) are so near to another state that the posterior "
+        "of their latent alone may move them there. "
+    )
 
 
 def _missed(digest: Digest, beside: Mapping[str, Any]) -> list[object]:

@@ -250,6 +250,15 @@ def test_error_bars_are_those_of_exact_decoding(embedded):
     np.testing.assert_allclose(ours[:3], sampled[:3], rtol=0.25)
 
 
+def test_particles_near_a_border_are_told_by_their_posterior(embedded):
+    store = embedded.store
+    within = store.read("particles/within_posterior")
+    assert store.beside["particles"]["results"]["within_posterior"] == within.sum()
+    assert 0 < within.sum() < N / 2
+    margin = store.read("particles/margin")
+    assert np.median(margin[within]) < np.median(margin[~within])
+
+
 def test_states_by_own_volume(embedded):
     store = embedded.store
     state, labels = store.read("particles/state"), store.read("states/label")

@@ -28,10 +28,12 @@ def test_distances_are_exact_within_the_components_and_never_too_large():
 
 def test_a_particle_has_the_state_of_the_nearest_volume_and_a_margin():
     squared = np.array([[0.0, 4.0, 9.0], [16.0, 4.0, 1.0], [1.0, 9.0, 1.0], [0.04, 9.0, 9.0]])
-    state, margin = maths.place(squared, np.array([0, 0, 1]))
+    state, margin, room = maths.place(squared, np.array([0, 0, 1]))
+    np.testing.assert_allclose(room, [1.5, 0.5, 0, 1.4])
     assert state.tolist() == [0, 1, 0, 0]
     np.testing.assert_allclose(margin, [1, 0.5, 0, 1 - 0.2 / 3])
-    state, margin = maths.place(squared, np.array([-1, 2, 2]))
+    state, margin, room = maths.place(squared, np.array([-1, 2, 2]))
+    assert np.isinf(room).all()
     assert state.tolist() == [2] * 4
     assert margin.tolist() == [1] * 4  # there is no other state
 
