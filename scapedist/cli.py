@@ -410,6 +410,7 @@ def embed(
     """Every particle's coordinates: by its own volume, from a few points of it, or guessed."""
     from scapedist.landscape import Run
     from scapedist.landscape.decode import embed_to_file
+    from scapedist.landscape.summary import summary
     from scapedist.workers import open_workers
 
     if latents is not None:
@@ -436,7 +437,7 @@ def embed(
                 opened.embed(pool, _bytes(memory_limit), **options)
     if grow_sketch:
         typer.echo(f"{added} volumes added to the sketch")
-    for line in opened.summary():
+    for line in summary(opened.store):
         typer.echo(line)
 
 
@@ -624,9 +625,10 @@ def _run_all(
             on_workers=reporter.workers,
             **options,
         )
-    from scapedist.landscape import Run
+    from scapedist.landscape.summary import summary
+    from scapedist.store import RunStore
 
-    for line in Run(output).summary():
+    for line in summary(RunStore(output)):
         typer.echo(line)
     typer.echo(f"Report: {path}")
 

@@ -15,7 +15,8 @@ CHECKED_PARTICLES = 100
 """Random particles that an approximate embedding is checked on."""
 
 if TYPE_CHECKING:
-    from scapedist.landscape.run import Progress, Run
+    from scapedist.landscape.record import Progress
+    from scapedist.landscape.run import Run
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from scapedist.errors import InputError
-from scapedist.landscape.run import Progress, Run
+from scapedist.landscape.record import Progress
+from scapedist.landscape.run import Run
 from scapedist.landscape.settings import check_pixel_size
 from scapedist.model.decoder import check_latents
 from scapedist.model.safe_pickle import load_pickle

@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scapedist.errors import InputError, RunError
+from scapedist.errors import RunError
 from scapedist.landscape import analyse, generate
+from scapedist.landscape.record import Progress, Recorded, hash_file
 from scapedist.landscape.settings import (
     EmbedSettings,
     GenerateSettings,
@@ -27,17 +25,12 @@ from scapedist.landscape.settings import (
     changed,
     from_record,
 )
-from scapedist.model.workdir import Model, open_model, sha256_of
-from scapedist.store import GROUP, STAGES, RunStore, disk_errors, embeddings, write_text
+from scapedist.model.workdir import open_model
+from scapedist.store import GROUP, RunStore, disk_errors, embeddings, write_text
 from scapedist.workers import Serial, Workers
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being made, how many are done, and how many there are."""
-_VERSIONS = ("scapedist", "numpy", "scipy", "torch", "zarr", "scikit-learn", "distributed")
-_EARLY = ("sketch", "generate")
 
-
-class Run:
+class Run(Recorded):
     """A run directory and its stages; each is skipped where nothing it depends on changed.
 
     Parameters
@@ -52,13 +45,6 @@ class Run:
     RunError
         Where there is no run.
     """
-
-    def __init__(self, directory: str | Path, progress: Progress | None = None) -> None:
-        self.directory = Path(directory)
-        self.store = RunStore(self.directory, "r+")
-        _ = self.store.source  # a run that was made to its end
-        self.progress: Progress = progress or (lambda what, done, total: None)
-        self._model: Model | None = None
 
     @classmethod
     def create(
@@ -114,23 +100,6 @@ class Run:
         run._model = model
         return run
 
-    @property
-    def model(self) -> Model:
-        """The run's model, checked to be the one that the run was made from."""
-        if self._model is None:
-            source = self.store.source
-            model = open_model(source["workdir"], source["epoch"], check_weights=False)
-            hashes = model.file_hashes()
-            for name, digest in source["hashes"].items():
-                if hashes.get(name) != digest:
-                    raise RunError(
-                        f"A run stays with its model. {model.files.get(name, name)} changed since "
-                        f"{self.directory} was made. Restore it, or start again in another "
-                        "--output."
-                    )
-            self._model = model
-        return self._model
-
     # -- stages
 
     def sketch(self, **options: Any) -> Run:
@@ -138,7 +107,7 @@ class Run:
         settings = self._settings("sketch", SketchSettings, options)
         inputs = {}
         if settings.exclude_particles:
-            inputs["exclude_particles"] = _hash_file(settings.exclude_particles)
+            inputs["exclude_particles"] = hash_file(settings.exclude_particles)
         self._stage(
             "sketch", settings, inputs, lambda begin: generate.sketch(self, settings, begin)
         )
@@ -165,7 +134,7 @@ class Run:
         mask = self._settings("mask", MaskSettings, mask_options)
         inputs = dict(self.store.source["hashes"])
         if settings.store == "masked":
-            inputs["mask"] = json.dumps(dataclasses.asdict(mask)) + _hash_file(mask.mask)
+            inputs["mask"] = json.dumps(dataclasses.asdict(mask)) + hash_file(mask.mask)
         fingerprint = self._fingerprint("generate", settings, inputs)
         self._stage(
             "generate",
@@ -181,7 +150,7 @@ class Run:
     def mask(self, **options: Any) -> Run:
         """Choose the voxels to analyse; options as in :class:`MaskSettings`."""
         settings = self._settings("mask", MaskSettings, options)
-        inputs = {"mask": _hash_file(settings.mask)}
+        inputs = {"mask": hash_file(settings.mask)}
         self._stage("mask", settings, inputs, lambda begin: analyse.mask(self, settings, begin))
         return self
 
@@ -258,35 +227,6 @@ class Run:
             self._find_missed(embedder)
             self._place()
         return self
-
-    def _beside(
-        self,
-        name: str,
-        settings: Any,
-        fingerprint: str,
-        body: Callable[[Callable[[], None]], dict[str, Any]],
-    ) -> None:
-        """Do something beside the stages, unless its record says that it is done."""
-        held = self.store.beside.get(name)
-        if held is not None and held["fingerprint"] == fingerprint:
-            return
-        started = time.perf_counter()
-        results = body(lambda: self.store.withdraw(name))
-        self.store.withdraw(name)
-        if "report" in self.store.stages:  # it shows none of this
-            last = self.store.last_settings("report") or {"settings": {}}
-            self.store.begin_stage("report", last["settings"])
-        self.store.finish_beside(
-            name,
-            {
-                "settings": dataclasses.asdict(settings) if settings is not None else {},
-                "fingerprint": fingerprint,
-                "versions": {name: _version(name) for name in _VERSIONS},
-                "seconds": round(time.perf_counter() - started, 3),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "results": results,
-            },
-        )
 
     def _find_missed(self, embedder: Any) -> None:
         from scapedist.landscape import particles
@@ -427,44 +367,6 @@ class Run:
         self.states()
         return len(fresh)
 
-    def summary(self) -> list[str]:
-        """What the embeddings came to, in a few lines; none without one."""
-        beside, lines = self.store.beside, []
-        for name, record in beside.items():
-            results = record["results"]
-            if not name.startswith("embedding/") or name == "embedding/map":
-                continue
-            line = f"{name}: {results['particles']} particles on {results['components']} components"
-            if "relative_error" in results:
-                line += f", relative error {results['relative_error']:.1e}"
-            if results.get("decoded_exactly"):
-                line += f", {results['decoded_exactly']} decoded exactly"
-            lines.append(line)
-            if results.get("reached") is False:
-                lines.append(
-                    f"  the tolerance {results['tolerance']:.1e} was not reached; a larger sketch "
-                    "or --method exact would be nearer"
-                )
-        for method, record in (
-            beside.get("crosscheck", {}).get("results", {}).get("methods", {}).items()
-        ):
-            lines.append(
-                f"checked on {beside['crosscheck']['results']['sample']} particles: {method} has "
-                f"relative error {record['relative_error']:.1e}, R2 {min(record['r2'][:10]):.5f} "
-                "or more on each of the first ten components"
-            )
-        if "missed" in beside:
-            missed = beside["missed"]["results"]
-            groups = f" in {len(missed['groups'])} groups" if missed["missed"] else ""
-            lines.append(f"{missed['missed']} particles that no sketch volume represents{groups}")
-        if "particles" in beside:
-            placed = beside["particles"]["results"]
-            lines.append(
-                f"{placed['differ']} particles have another state by their own volume than by "
-                "their sketch group"
-            )
-        return lines
-
     def report(self, **options: Any) -> Path:
         """Write plots and ``report.html``; options as in :class:`ReportSettings`."""
         from scapedist.output.report import write_report
@@ -479,97 +381,6 @@ class Run:
         inputs = {name: record["fingerprint"] for name, record in self.store.beside.items()}
         self._stage("report", settings, inputs, body)
         return self.directory / "report.html"
-
-    # -- bookkeeping
-
-    def _settings(self, stage: str, kind: type[Any], options: dict[str, Any]) -> Any:
-        """The stage's last settings (or the defaults) with the options given."""
-        for name in ("mask", "exclude_particles", "maps"):
-            if options.get(name):
-                options[name] = str(Path(options[name]).resolve())
-        return changed(from_record(kind, self.store.last_settings(stage)), options)
-
-    def _fingerprint(self, stage: str, settings: Any, inputs: dict[str, Any]) -> str:
-        before = STAGES.index(stage) - 1
-        upstream = self.store.source["hashes"]
-        if before >= 0:
-            record = self.store.stages.get(STAGES[before])
-            if record is None:
-                raise RunError(
-                    f"{stage} builds on {STAGES[before]}, which is not complete in "
-                    f"{self.directory}. Give `scapedist {STAGES[before]} "
-                    f"{'WORKDIR EPOCH --output ' if before == 0 else ''}{self.directory}` first."
-                )
-            upstream = record["fingerprint"]
-        text = json.dumps([stage, dataclasses.asdict(settings), inputs, upstream], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _stage(
-        self,
-        stage: str,
-        settings: Any,
-        inputs: dict[str, Any],
-        body: Callable[[Callable[[], None]], dict[str, Any]],
-    ) -> None:
-        """Do a stage, unless its record says that it is done with these settings and inputs.
-
-        ``body`` gets a function to call before its first write, which withdraws the records of
-        the stage and of those after it.
-        """
-        with self.store.lock():
-            fingerprint = self._fingerprint(stage, settings, inputs)
-            done = self.store.stages.get(stage)
-            if done is not None and done["fingerprint"] == fingerprint:
-                return
-            if stage in _EARLY:
-                self._check_replaceable(stage, settings, fingerprint)
-            self.progress(stage, 0, 0)
-            started = time.perf_counter()
-            chosen = dataclasses.asdict(settings)
-            with disk_errors(self.directory):
-                results = body(lambda: self.store.begin_stage(stage, chosen))
-                self.store.finish_stage(
-                    stage,
-                    {
-                        "settings": chosen,
-                        "fingerprint": fingerprint,
-                        "versions": {name: _version(name) for name in _VERSIONS},
-                        "seconds": round(time.perf_counter() - started, 3),
-                        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                        "results": results,
-                    },
-                )
-
-    def _check_replaceable(self, stage: str, settings: Any, fingerprint: str) -> None:
-        """Volumes are dear: other settings of what they depend on need another directory."""
-        journal = self.store.journal_fingerprint
-        has_volumes = "generate" in self.store.stages or journal is not None
-        held = journal if stage == "generate" else None
-        if stage in self.store.stages:
-            held = self.store.stages[stage]["fingerprint"]
-        if not has_volumes or held in (None, fingerprint) or _is_grown(stage, settings, self.store):
-            return
-        last = (self.store.last_settings(stage) or {"settings": {}})["settings"]
-        asked = dataclasses.asdict(settings)
-        different = [
-            f"{name} {value!r}, asked {asked.get(name)!r}"
-            for name, value in last.items()
-            if asked.get(name) != value
-        ]
-        raise RunError(
-            f"{self.directory} holds volumes of other settings: "
-            f"{', '.join(different) or 'a file that they were made with, or its mask, changed'}. "
-            "Choose another --output, or --overwrite."
-        )
-
-
-def _is_grown(stage: str, settings: Any, store: RunStore) -> bool:
-    """Whether a sketch is the one that was there, with more particles."""
-    if stage != "sketch" or stage not in store.stages:
-        return False
-    held = from_record(SketchSettings, store.stages[stage])
-    kept = settings.added[: len(held.added)]
-    return bool(kept == held.added and dataclasses.replace(settings, added=held.added) == held)
 
 
 def _check_same(store: RunStore, source: dict[str, Any], output: Path) -> None:
@@ -602,20 +413,3 @@ def _holds(store: RunStore, name: str, data: np.ndarray) -> bool:
         return bool(np.array_equal(store.read(name), data))
     except RunError:
         return False
-
-
-def _hash_file(path: str | None) -> str:
-    """SHA-256 of a file that settings name; empty without one."""
-    if path is None:
-        return ""
-    try:
-        return sha256_of(Path(path))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Give its path.") from None
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -1,0 +1,199 @@
+"""A run's bookkeeping: its store, its model, and which stages are up to date."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from scapedist.errors import InputError, RunError
+from scapedist.landscape.settings import SketchSettings, changed, from_record
+from scapedist.model.workdir import Model, open_model, sha256_of
+from scapedist.store import STAGES, RunStore, disk_errors
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being made, how many are done, and how many there are."""
+_VERSIONS = ("scapedist", "numpy", "scipy", "torch", "zarr", "scikit-learn", "distributed")
+_EARLY = ("sketch", "generate")
+
+
+class Recorded:
+    """A run directory whose stages are skipped where nothing they depend on changed.
+
+    Parameters
+    ----------
+    directory
+        An existing run.
+    progress
+        Told how far a stage is.
+
+    Raises
+    ------
+    RunError
+        Where there is no run.
+    """
+
+    def __init__(self, directory: str | Path, progress: Progress | None = None) -> None:
+        self.directory = Path(directory)
+        self.store = RunStore(self.directory, "r+")
+        _ = self.store.source  # a run that was made to its end
+        self.progress: Progress = progress or (lambda what, done, total: None)
+        self._model: Model | None = None
+
+    @property
+    def model(self) -> Model:
+        """The run's model, checked to be the one that the run was made from."""
+        if self._model is None:
+            source = self.store.source
+            model = open_model(source["workdir"], source["epoch"], check_weights=False)
+            hashes = model.file_hashes()
+            for name, digest in source["hashes"].items():
+                if hashes.get(name) != digest:
+                    raise RunError(
+                        f"A run stays with its model. {model.files.get(name, name)} changed since "
+                        f"{self.directory} was made. Restore it, or start again in another "
+                        "--output."
+                    )
+            self._model = model
+        return self._model
+
+    def _settings(self, stage: str, kind: type[Any], options: dict[str, Any]) -> Any:
+        """The stage's last settings (or the defaults) with the options given."""
+        for name in ("mask", "exclude_particles", "maps"):
+            if options.get(name):
+                options[name] = str(Path(options[name]).resolve())
+        return changed(from_record(kind, self.store.last_settings(stage)), options)
+
+    def _fingerprint(self, stage: str, settings: Any, inputs: dict[str, Any]) -> str:
+        before = STAGES.index(stage) - 1
+        upstream = self.store.source["hashes"]
+        if before >= 0:
+            record = self.store.stages.get(STAGES[before])
+            if record is None:
+                raise RunError(
+                    f"{stage} builds on {STAGES[before]}, which is not complete in "
+                    f"{self.directory}. Give `scapedist {STAGES[before]} "
+                    f"{'WORKDIR EPOCH --output ' if before == 0 else ''}{self.directory}` first."
+                )
+            upstream = record["fingerprint"]
+        text = json.dumps([stage, dataclasses.asdict(settings), inputs, upstream], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _stage(
+        self,
+        stage: str,
+        settings: Any,
+        inputs: dict[str, Any],
+        body: Callable[[Callable[[], None]], dict[str, Any]],
+    ) -> None:
+        """Do a stage, unless its record says that it is done with these settings and inputs.
+
+        ``body`` gets a function to call before its first write, which withdraws the records of
+        the stage and of those after it.
+        """
+        with self.store.lock():
+            fingerprint = self._fingerprint(stage, settings, inputs)
+            done = self.store.stages.get(stage)
+            if done is not None and done["fingerprint"] == fingerprint:
+                return
+            if stage in _EARLY:
+                self._check_replaceable(stage, settings, fingerprint)
+            self.progress(stage, 0, 0)
+            started = time.perf_counter()
+            chosen = dataclasses.asdict(settings)
+            with disk_errors(self.directory):
+                results = body(lambda: self.store.begin_stage(stage, chosen))
+                self.store.finish_stage(
+                    stage,
+                    {
+                        "settings": chosen,
+                        "fingerprint": fingerprint,
+                        "versions": {name: _version(name) for name in _VERSIONS},
+                        "seconds": round(time.perf_counter() - started, 3),
+                        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                        "results": results,
+                    },
+                )
+
+    def _check_replaceable(self, stage: str, settings: Any, fingerprint: str) -> None:
+        """Volumes are dear: other settings of what they depend on need another directory."""
+        journal = self.store.journal_fingerprint
+        has_volumes = "generate" in self.store.stages or journal is not None
+        held = journal if stage == "generate" else None
+        if stage in self.store.stages:
+            held = self.store.stages[stage]["fingerprint"]
+        if not has_volumes or held in (None, fingerprint) or _is_grown(stage, settings, self.store):
+            return
+        last = (self.store.last_settings(stage) or {"settings": {}})["settings"]
+        asked = dataclasses.asdict(settings)
+        different = [
+            f"{name} {value!r}, asked {asked.get(name)!r}"
+            for name, value in last.items()
+            if asked.get(name) != value
+        ]
+        raise RunError(
+            f"{self.directory} holds volumes of other settings: "
+            f"{', '.join(different) or 'a file that they were made with, or its mask, changed'}. "
+            "Choose another --output, or --overwrite."
+        )
+
+    def _beside(
+        self,
+        name: str,
+        settings: Any,
+        fingerprint: str,
+        body: Callable[[Callable[[], None]], dict[str, Any]],
+    ) -> None:
+        """Do something beside the stages, unless its record says that it is done."""
+        held = self.store.beside.get(name)
+        if held is not None and held["fingerprint"] == fingerprint:
+            return
+        started = time.perf_counter()
+        results = body(lambda: self.store.withdraw(name))
+        self.store.withdraw(name)
+        if "report" in self.store.stages:  # it shows none of this
+            last = self.store.last_settings("report") or {"settings": {}}
+            self.store.begin_stage("report", last["settings"])
+        self.store.finish_beside(
+            name,
+            {
+                "settings": dataclasses.asdict(settings) if settings is not None else {},
+                "fingerprint": fingerprint,
+                "versions": {name: _version(name) for name in _VERSIONS},
+                "seconds": round(time.perf_counter() - started, 3),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "results": results,
+            },
+        )
+
+
+def _is_grown(stage: str, settings: Any, store: RunStore) -> bool:
+    """Whether a sketch is the one that was there, with more particles."""
+    if stage != "sketch" or stage not in store.stages:
+        return False
+    held = from_record(SketchSettings, store.stages[stage])
+    kept = settings.added[: len(held.added)]
+    return bool(kept == held.added and dataclasses.replace(settings, added=held.added) == held)
+
+
+def hash_file(path: str | None) -> str:
+    """SHA-256 of a file that settings name; empty without one."""
+    if path is None:
+        return ""
+    try:
+        return sha256_of(Path(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Give its path.") from None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
