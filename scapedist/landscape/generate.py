@@ -48,6 +48,13 @@ def sketch(run: Run, settings: SketchSettings, begin: Callable[[], None]) -> dic
             chosen, settings.quality_groups, settings.quality_members, settings.seed
         )
     if settings.added:
+        if "sketch" in run.store.stages:
+            held = run.store.read("sketch/particle")[: len(chosen.particle)]
+            if not np.array_equal(held, chosen.particle):
+                raise RunError(
+                    "A sketch grows from the particles that it has. The file of excluded particles "
+                    "changed since, and gives others. Restore it, or choose another --output."
+                )
         chosen = grow_sketch(chosen, latents, np.array(settings.added, np.int64))
     begin()
     store = run.store

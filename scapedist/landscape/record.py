@@ -178,8 +178,9 @@ def _is_grown(stage: str, settings: Any, store: RunStore) -> bool:
     if stage != "sketch" or stage not in store.stages:
         return False
     held = from_record(SketchSettings, store.stages[stage])
-    kept = settings.added[: len(held.added)]
-    return bool(kept == held.added and dataclasses.replace(settings, added=held.added) == held)
+    if len(settings.added) <= len(held.added) or settings.added[: len(held.added)] != held.added:
+        return False
+    return bool(dataclasses.replace(settings, added=held.added) == held)
 
 
 def hash_file(path: str | None) -> str:

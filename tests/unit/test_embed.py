@@ -306,6 +306,10 @@ def test_what_was_left_out_is_missed_and_the_sketch_grows(adk_workdir, tmp_path)
     groups = run.store.beside["missed"]["results"]["groups"]
     assert sum(groups) == len(missed)
     assert len(list((run.directory / "maps" / "missed").glob("*.mrc"))) == len(groups)
+    np.save(tmp_path / "lidless.npy", lidless[:3])
+    with pytest.raises(RunError, match="file of excluded particles"):
+        run.grow()
+    np.save(tmp_path / "lidless.npy", lidless)
     added = run.grow()
     assert 0 < added <= 24
     np.testing.assert_array_equal(run.store.read("volumes/0")[:80], volumes)
