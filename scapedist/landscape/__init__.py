@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scapedist.errors import InputError, RunError, ScapedistError
+
 __all__ = ["Run", "analyze"]
 
 FEW_PARTICLES = 2000
@@ -72,17 +74,17 @@ def analyze(
     Returns
     -------
     pathlib.Path
-        The report.
+        The report. Where particles cannot be embedded it is written all the same, before the
+        error is raised.
     """
     from scapedist.landscape.settings import by_stage, check_embedding, check_together
     from scapedist.workers import open_workers, stop_forkserver
 
+    failure: ScapedistError | None = None
     chosen = by_stage(options)
     check_together(chosen)
     check_embedding(embedding, tolerance, bool(chosen["pca"].get("clip_negative")))
     if not Path(workdir).is_dir():
-        from scapedist.errors import InputError
-
         raise InputError(
             f"{workdir} is not a directory. Give the output directory of a cryoDRGN training."
         )
@@ -100,10 +102,16 @@ def analyze(
         run.generate(workers, memory_limit, **chosen["generate"] | chosen["mask"])
         if embedding != "none":
             _analyse(run, chosen, memory_limit)
-            _embed(run, workers, memory_limit, embedding, tolerance, error_bars)
+            try:
+                _embed(run, workers, memory_limit, embedding, tolerance, error_bars)
+            except (InputError, RunError) as error:  # the report does without; then it is told
+                failure = error
     stop_forkserver()
     _analyse(run, chosen, memory_limit)
-    return run.report(**chosen["report"])
+    report = run.report(**chosen["report"])
+    if failure is not None:
+        raise failure
+    return report
 
 
 def _analyse(run: Run, chosen: dict[str, dict[str, Any]], memory_limit: int | None) -> None:

@@ -1,6 +1,7 @@
 """Embeddings that cannot be had: one sentence, and nothing lost."""
 
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from harm import SMALL, content, flip
 
 from scapedist.errors import InputError
 from scapedist.landscape import Run
+from scapedist.output.maps import write_map
 
 
 @pytest.fixture
@@ -48,6 +50,28 @@ def test_volumes_that_the_model_does_not_decode(run, refused):
     store = Run(run).store
     store.write("sketch/coordinates", -store.read("sketch/coordinates"), ("volume", "component"))
     refused("not what this model decodes", "embed", run, "--method", "exact", "--workers", 1)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_maps_that_the_model_does_not_decode_leave_a_report(run, scapedist, tmp_path, flip):
+    """Maps of the other hand: all that does without the decoder is done, then it is told."""
+    made = few_particles(run, 40)
+    maps = tmp_path / "kmeans6"
+    rows = np.arange(0, 36, 6)
+    for number, volume in enumerate(made.model.decode(made.store.read("latents")[rows], 16)):
+        write_map(maps / f"vol_{number:03d}.mrc", volume[::-1] if flip else volume, 7.5)
+    np.savetxt(maps / "centers_ind.txt", rows, fmt="%d")
+    (maps / "labels.pkl").write_bytes(pickle.dumps(np.arange(40) * 6 // 40))
+    workdir, output = made.store.source["workdir"], tmp_path / "new"
+    options = ["--maps", maps, "--states", 2, "--components", 3, "--workers", 1]
+    done = scapedist("run", workdir, 14, "--output", output, *options)
+    assert (output / "report.html").is_file()
+    if flip:
+        assert done.code == 2
+        assert "not what this model decodes" in done.err
+    else:
+        assert done.code == 0, done.err
+        assert "embedding/exact: 40 particles" in done.out
 
 
 @pytest.mark.parametrize(
@@ -91,8 +115,6 @@ def test_a_tolerance_that_cannot_be_met(run, refused):
 
 def few_particles(run, n):
     """A run whose model and latents have their first n particles alone."""
-    import pickle
-
     store = Run(run).store
     source = store.source
     model = run.parent / "model"
