@@ -131,7 +131,7 @@ class Recorded:
         if not has_volumes or held in (None, fingerprint) or _is_grown(stage, settings, self.store):
             return
         last = (self.store.last_settings(stage) or {"settings": {}})["settings"]
-        asked = dataclasses.asdict(settings)
+        asked = json.loads(json.dumps(dataclasses.asdict(settings)))  # as a record has them
         different = [
             f"{name} {value!r}, asked {asked.get(name)!r}"
             for name, value in last.items()

@@ -298,7 +298,9 @@ class Run(Recorded):
                 lambda begin: crosscheck.crosscheck(embedder, sample, seed),
             )
             results: dict[str, Any] = self.store.beside["crosscheck"]["results"]
-            write_text(self.directory / "crosscheck.json", json.dumps(results, indent=1) + "\n")
+            path, text = self.directory / "crosscheck.json", json.dumps(results, indent=1) + "\n"
+            if not path.exists() or path.read_text() != text:
+                write_text(path, text)
         return results
 
     def embed_latents(self, latents: np.ndarray) -> dict[str, np.ndarray]:
