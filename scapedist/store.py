@@ -153,11 +153,11 @@ class RunStore:
         """The records beside the stages by name, ``embedding/exact``; those that hold."""
         return dict(self._attributes().get("beside", {}))
 
-    def withdraw(self, prefix: str) -> None:
-        """Remove the records beside the stages whose names begin so."""
-        kept = {name: r for name, r in self.beside.items() if not name.startswith(prefix)}
-        if kept != self.beside:
-            self._record(beside=kept)
+    def withdraw(self, name: str) -> None:
+        """Remove a record beside the stages, if it is there."""
+        beside = self.beside
+        if beside.pop(name, None) is not None:
+            self._record(beside=beside)
 
     def finish_beside(self, name: str, record: dict[str, Any]) -> None:
         """Record something beside the stages as complete."""

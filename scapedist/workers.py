@@ -40,6 +40,11 @@ class Serial:
             for number, task in enumerate(tasks):
                 yield number, work(shared, task)
 
+    def gather(self, work: Work, shared: Any, tasks: Sequence[Task]) -> list[Any]:
+        """All results, in the order of the tasks."""
+        found = dict(self.run(work, shared, tasks))
+        return [found[number] for number in range(len(tasks))]
+
     def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """The result of one call, made where torch is loaded already and files can be read."""
         return work(*arguments)

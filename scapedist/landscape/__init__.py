@@ -107,7 +107,8 @@ def analyze(
             except (InputError, RunError) as error:  # the report does without; then it is told
                 failure = error
     stop_forkserver()
-    _analyse(run, chosen, memory_limit)
+    if embedding == "none":
+        _analyse(run, chosen, memory_limit)
     report = run.report(**chosen["report"])
     if failure is not None:
         raise failure

@@ -10,7 +10,8 @@ import numpy as np
 from scapedist.analysis import crosscheck as maths
 from scapedist.analysis import particles as placing
 from scapedist.errors import InputError, RunError
-from scapedist.landscape.embedder import Embedder, sketch_residual
+from scapedist.landscape.embedder import Embedder
+from scapedist.landscape.particles import SketchVolumes
 from scapedist.store import RunStore, embeddings, read_rows
 
 MOST_ROWS = 2000
@@ -97,14 +98,8 @@ def _states(
     error: np.ndarray,
 ) -> dict[str, Any]:
     """How many particles change their state, and the errors within each."""
-    r = exact[0].shape[1]
-    missed = sketch_residual(store, r)
-    missed = np.where(np.isnan(missed), np.nanmedian(missed), missed)
-    sketch = store.read("sketch/coordinates")[:, :r]
-    states = [
-        placing.place(placing.squared_distances(*each, sketch, missed), labels)[0]
-        for each in (found, exact)
-    ]
+    sketch = SketchVolumes(store, exact[0].shape[1])
+    states = [placing.place(sketch.squared_distances(*each), labels)[0] for each in (found, exact)]
     return {
         "states_changed": float((states[0] != states[1]).mean()),
         "error_by_state": maths.by_group(error, states[1], int(labels.max()) + 1),

@@ -11,8 +11,10 @@ import numpy as np
 from scapedist.analysis.crosscheck import relative_error
 from scapedist.errors import InputError
 from scapedist.landscape.embedder import WRITE_ROWS, Embedder, sketch_residual
+from scapedist.landscape.generate import spread_evenly
 from scapedist.landscape.projection import (
     COVARIANCE_COMPONENTS,
+    Projection,
     exact_batch,
     exact_posterior,
     masked_batch,
@@ -67,25 +69,32 @@ def embed(
 
 def _embed_exact(embedder: Embedder, components: int, begin: Callable[[], None]) -> dict[str, Any]:
     begin()
+    file, projection = embedder.exact_file(), embedder.projection
+    return _decode_all(embedder, file, projection, "exact", components)
+
+
+def _decode_all(
+    embedder: Embedder, file: RowFile, projection: Projection, method: str, components: int
+) -> dict[str, Any]:
+    """Decode all particles that a file does not have, and write the method's results."""
     every, started = np.arange(len(embedder.latents)), time.perf_counter()
-    file = embedder.exact_file()
     todo = file.missing(every)
-    what = "embedding, exact"
-    embedder.fill(file, todo, exact_batch, embedder.projection, embedder.batch_size, what)
+    what = f"embedding, {method}"
+    embedder.fill(file, todo, exact_batch, projection, embedder.batch_size, what)
     seconds = time.perf_counter() - started
-    embedder.write("exact", components, _file_blocks(file, len(every), embedder.r))
+    r = embedder.r
+    blocks = (
+        (start, {"coordinates": rows[:, :r], "residual": rows[:, r]})
+        for start, stop in batches(len(every), WRITE_ROWS)
+        for rows in (file.read(every[start:stop]),)
+    )
+    embedder.write(method, components, blocks)
     return {
         "particles": len(every),
         "components": components,
         "workers": embedder.workers.n_workers,
         "seconds_a_particle": seconds * embedder.workers.n_workers / max(len(todo), 1),
     }
-
-
-def _file_blocks(file: RowFile, n: int, r: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    for start, stop in batches(n, WRITE_ROWS):
-        rows = file.read(np.arange(start, stop))
-        yield start, {"coordinates": rows[:, :r], "residual": rows[:, r]}
 
 
 def _embed_low_pass(
@@ -104,33 +113,23 @@ def _embed_low_pass(
 
     begin()
     projection = embedder.variant(low_pass=box)
-    n_sketch = store.array("sketch/particle").shape[0]
-    rows = np.linspace(0, n_sketch - 1, min(n_sketch, 64)).round().astype(np.int64)
-    particles = store.read("sketch/particle")[rows]
-    tasks = [embedder.latents[particles[a:b]] for a, b in batches(len(rows), embedder.batch_size)]
-    found = dict(embedder.workers.run(masked_batch, projection, tasks))
-    low = np.concatenate([found[number] for number in range(len(tasks))])
+    sketch = store.read("sketch/particle")
+    rows = spread_evenly(len(sketch), 64)
+    tasks = [
+        embedder.latents[sketch[rows[a:b]]] for a, b in batches(len(rows), embedder.batch_size)
+    ]
+    low = np.concatenate(embedder.workers.gather(masked_batch, projection, tasks))
     gap = sketch_voxels(run, embedder.fitted, rows) - low
     store.write("embedding/low_pass/shift", gap.mean(0, dtype=np.float64), ("voxel",))
-    method = embed_method(settings)
-    n, started = len(embedder.latents), time.perf_counter()
+    method, n = embed_method(settings), len(embedder.latents)
     file = RowFile(
         run.directory / f"embedding.{method}.rows", embedder.fingerprint(method), embedder.r + 1
     )
-    todo = file.missing(np.arange(n))
-    embedder.fill(file, todo, exact_batch, projection, embedder.batch_size, f"embedding, box {box}")
-    seconds = time.perf_counter() - started
-    embedder.write(method, components, _file_blocks(file, n, embedder.r))
+    results = _decode_all(embedder, file, projection, method, components)
     held = np.random.default_rng(settings.seed).choice(n, min(n, HELD_OUT), replace=False)
     exact, _ = embedder.exact_rows(np.sort(held), "checking")
     mine = file.read(np.sort(held))[:, : embedder.r]
-    return {
-        "particles": n,
-        "components": components,
-        "workers": embedder.workers.n_workers,
-        "seconds_a_particle": seconds * embedder.workers.n_workers / max(len(todo), 1),
-        "relative_error": relative_error(mine - exact, exact),
-    }
+    return results | {"relative_error": relative_error(mine - exact, exact)}
 
 
 # -- reduced
@@ -220,15 +219,15 @@ def _error_bars(embedder: Embedder) -> dict[str, Any]:
         embedder.fingerprint("posterior", embedder.store.beside["embedding/map"]["fingerprint"]),
         k * k,
     )
-    todo = file.missing(np.arange(n))
-    spans = batches(len(todo), POSTERIOR_ROWS)
-    tasks = [(embedder.latents[todo[a:b]], deviations[todo[a:b]]) for a, b in spans]
-    done = n - len(todo)
-    for number, found in embedder.workers.run(posterior_batch, coarse, tasks):
-        a, b = spans[number]
-        file.append(todo[a:b], found.reshape(b - a, -1))
-        done += b - a
-        embedder.run.progress("error bars", done, n)
+    embedder.fill(
+        file,
+        file.missing(np.arange(n)),
+        posterior_batch,
+        coarse,
+        POSTERIOR_ROWS,
+        "error bars",
+        lambda rows: (embedder.latents[rows], deviations[rows], k),
+    )
     array = embedder.store.create(
         "embedding/reduced/covariance",
         (n, k, k),
@@ -242,10 +241,10 @@ def _error_bars(embedder: Embedder) -> dict[str, Any]:
         block = file.read(np.arange(start, stop)).reshape(-1, k, k)
         array[start:stop] = block
         variances += np.einsum("nkk->k", block.astype(np.float64))
-    sample = np.linspace(0, n - 1, min(n, 8)).round().astype(np.int64)
-    tasks = [(embedder.latents[[row]], deviations[[row]]) for row in sample]
-    found = dict(embedder.workers.run(exact_posterior, embedder.projection, tasks))
-    exact = np.concatenate([found[i] for i in range(len(tasks))])
+    sample = spread_evenly(n, 8)
+    tasks = [(embedder.latents[[row]], deviations[[row]], k) for row in sample]
+    found = embedder.workers.gather(exact_posterior, embedder.projection, tasks)
+    exact = np.concatenate(found)
     mine = file.read(sample).reshape(-1, k, k)
     error = np.linalg.norm(mine - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))
     return {
@@ -259,8 +258,7 @@ def apply_map(embedder: Embedder, latents: np.ndarray) -> dict[str, np.ndarray]:
     latents = check_latents(np.asarray(latents, np.float32), embedder.latents.shape[1])
     spans = batches(len(latents), REDUCED_ROWS)
     tasks = [latents[start:stop] for start, stop in spans]
-    found = dict(embedder.workers.run(reduced_batch, embedder.projection, tasks))
-    rows = np.concatenate([found[number] for number in range(len(tasks))])
+    rows = np.concatenate(embedder.workers.gather(reduced_batch, embedder.projection, tasks))
     return {
         "coordinates": rows[:, : embedder.r],
         "residual": rows[:, embedder.r],

@@ -135,11 +135,9 @@ class Embedder:
         return record is not None and record["results"]["components"] == self.r
 
     def _exact_from_store(self, particles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        order = np.argsort(particles, kind="stable")
-        back = np.argsort(order, kind="stable")
-        coordinates = read_rows(self.store.array("embedding/exact/coordinates"), particles[order])
-        residual = read_rows(self.store.array("embedding/exact/residual"), particles[order])
-        return coordinates[back].astype(np.float64), residual[back].astype(np.float64)
+        coordinates = read_rows(self.store.array("embedding/exact/coordinates"), particles)
+        residual = read_rows(self.store.array("embedding/exact/residual"), particles)
+        return coordinates.astype(np.float64), residual.astype(np.float64)
 
     def fill(
         self,
@@ -149,15 +147,20 @@ class Embedder:
         projection: Projection,
         size: int,
         what: str,
+        task_of: Callable[[np.ndarray], Any] | None = None,
     ) -> None:
-        """Compute the rows of some particles and add them to a file, batch by batch."""
+        """Compute the rows of some particles and add them to a file, batch by batch.
+
+        A batch is its particles' latents, or what ``task_of`` makes of their numbers.
+        """
         spans = batches(len(particles), size)
-        tasks = [self.latents[particles[start:stop]] for start, stop in spans]
+        make = task_of or self.latents.__getitem__
+        tasks = [make(particles[start:stop]) for start, stop in spans]
         done = 0
         self.run.progress(what, 0, len(particles))
         for number, rows in self.workers.run(work, projection, tasks):
             start, stop = spans[number]
-            file.append(particles[start:stop], rows)
+            file.append(particles[start:stop], rows.reshape(stop - start, -1))
             done += stop - start
             self.run.progress(what, done, len(particles))
 

@@ -114,7 +114,7 @@ def generate(
     counts = {FULL: len(rows), QUALITY: len(quality_rows)}
     if settings.store == "masked":
         store.remember("mask", dataclasses.asdict(mask))
-        pilot = pilot_rows(len(rows), settings.pilot_volumes)
+        pilot = spread_evenly(len(rows), settings.pilot_volumes)
         source = dataclasses.replace(source, latents={PILOT: latents[rows[pilot]]})
         entries += _decode(run, source, {PILOT: len(pilot)}, entries, plan, workers)
         percentiles = _gather(entries, PILOT, "percentile", len(pilot))
@@ -263,9 +263,9 @@ def volume_box_size(settings: GenerateSettings, model_box_size: int) -> int:
     return box_size
 
 
-def pilot_rows(n: int, n_pilot: int) -> np.ndarray:
-    """Volumes spread evenly over a sketch, (m,) int64."""
-    return np.unique(np.linspace(0, n - 1, min(n, n_pilot)).round().astype(np.int64))
+def spread_evenly(n: int, n_wanted: int) -> np.ndarray:
+    """Rows spread evenly over n of them, (m,) int64; all where there are no more."""
+    return np.unique(np.linspace(0, n - 1, min(n, n_wanted)).round().astype(np.int64))
 
 
 def _create_arrays(
@@ -351,7 +351,7 @@ def _gather(entries: list[dict[str, Any]], name: str, key: str, n: int) -> np.nd
 
 def _precision_error(run: Run, source: VolumeSource, name: str) -> float:
     """Largest relative L2 error of up to four stored volumes against float32 ones."""
-    rows = pilot_rows(len(source.latents[name]), 4)
+    rows = spread_evenly(len(source.latents[name]), 4)
     exact = dataclasses.replace(source, dtype="float32", token=f"{source.token} exact")
     errors = []
     for row in rows:

@@ -18,8 +18,8 @@ from scapedist.landscape.generate import (
     MASKED,
     QUALITY,
     make_source,
-    pilot_rows,
     plan_generation,
+    spread_evenly,
     stored_entries,
     volume_box_size,
 )
@@ -243,7 +243,9 @@ def verify(run: Run, n_sample: int = 3) -> Verdict:
     sound = np.setdiff1d(np.arange(n), damaged)
     again = reference = None
     if not {"latents", "sketch/particle", "mask"} & set(broken):
-        sample = sound[pilot_rows(len(sound), n_sample)] if len(sound) and n_sample else sound[:0]
+        sample = (
+            sound[spread_evenly(len(sound), n_sample)] if len(sound) and n_sample else sound[:0]
+        )
         again, reference = _decode_again(run, record, name, sample)
     way_out = "The run is sound."
     if damaged or broken:

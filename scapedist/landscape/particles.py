@@ -42,24 +42,34 @@ def placed_by(store: RunStore) -> str:
     )
 
 
-class _Sketch:
-    """The sketch volumes on as many components as an embedding has."""
+class SketchVolumes:
+    """The sketch volumes on the first components, and what these miss of them."""
+
+    def __init__(self, store: RunStore, n_components: int) -> None:
+        self.coordinates = store.read("sketch/coordinates")[:, :n_components]
+        residual = sketch_residual(store, n_components)
+        self.residual = np.where(np.isnan(residual), np.nanmedian(residual), residual)
+
+    def squared_distances(self, coordinates: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        """Of particles (n, r), (n,) and the sketch volumes, (n, m) float64."""
+        return maths.squared_distances(coordinates, residual, self.coordinates, self.residual)
+
+
+class _Embedded:
+    """An embedding, read in blocks next to the sketch volumes."""
 
     def __init__(self, store: RunStore, method: str) -> None:
         self.array = store.array(f"embedding/{method}/coordinates")
         self.residual = store.read(f"embedding/{method}/residual").astype(np.float64)
         self.n, self.r = self.array.shape
-        self.coordinates = store.read("sketch/coordinates")[:, : self.r]
-        self.missed = _filled(sketch_residual(store, self.r))
+        self._sketch = SketchVolumes(store, self.r)
 
     def blocks(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
         """start, stop, coordinates of particles, squared distances to the sketch volumes."""
-        rows = max(1, min(WRITE_ROWS, 2**26 // (8 * len(self.coordinates))))
+        rows = max(1, min(WRITE_ROWS, 2**26 // (8 * len(self._sketch.coordinates))))
         for start, stop in batches(self.n, rows):
             block = read_rows(self.array, slice(start, stop)).astype(np.float64)
-            squared = maths.squared_distances(
-                block, self.residual[start:stop], self.coordinates, self.missed
-            )
+            squared = self._sketch.squared_distances(block, self.residual[start:stop])
             yield start, stop, block, squared
 
 
@@ -69,18 +79,18 @@ def place_particles(run: Run, method: str) -> dict[str, Any]:
     Where there are error bars, ``within_posterior`` marks particles whose latent's uncertainty
     alone may move their volume into another state.
     """
-    store, sketch = run.store, _Sketch(run.store, method)
+    store, embedded = run.store, _Embedded(run.store, method)
     labels, assignment = store.read("states/label"), store.read("sketch/assignment")
-    state, margin = np.empty(sketch.n, np.int32), np.empty(sketch.n, np.float32)
-    room = np.empty(sketch.n)
-    for start, stop, _, squared in sketch.blocks():
+    state, margin = np.empty(embedded.n, np.int32), np.empty(embedded.n, np.float32)
+    room = np.empty(embedded.n)
+    for start, stop, _, squared in embedded.blocks():
         state[start:stop], margin[start:stop], room[start:stop] = maths.place(squared, labels)
     store.delete("particles")
     store.write("particles/state", state, ("particle",))
     store.write("particles/margin", margin, ("particle",))
     uncertain: dict[str, Any] = {}
     if "embedding/reduced/covariance" in store:
-        within = room < _posterior_deviation(store, sketch.n)
+        within = room < _posterior_deviation(store, embedded.n)
         store.write("particles/within_posterior", within, ("particle",))
         uncertain["within_posterior"] = int(within.sum())
     write_state_particles(run.directory / "states" / "by_volume", state, run.model.stack_indices)
@@ -109,9 +119,8 @@ def place_rows(
     store: RunStore, coordinates: np.ndarray, residual: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Nearest sketch volume, distance, state and margin of any coordinates (n, r)."""
-    missed = _filled(sketch_residual(store, coordinates.shape[1]))
-    sketch = store.read("sketch/coordinates")[:, : coordinates.shape[1]]
-    squared = maths.squared_distances(coordinates, residual, sketch, missed)
+    sketch = SketchVolumes(store, coordinates.shape[1])
+    squared = sketch.squared_distances(coordinates, residual)
     placed = {
         "nearest_volume": squared.argmin(1).astype(np.int32),
         "distance": np.sqrt(squared.min(1)).astype(np.float32),
@@ -120,11 +129,6 @@ def place_rows(
         state, margin, _ = maths.place(squared, store.read("states/label"))
         placed |= {"state": state, "margin": margin.astype(np.float32)}
     return placed
-
-
-def _filled(residual: np.ndarray) -> np.ndarray:
-    """Residuals of sketch volumes, the median where one is not known."""
-    return np.where(np.isnan(residual), np.nanmedian(residual), residual)
 
 
 def find_missed(embedder: Embedder, method: str) -> dict[str, Any]:
@@ -136,11 +140,11 @@ def find_missed(embedder: Embedder, method: str) -> dict[str, Any]:
     axes of all particles.
     """
     run, store = embedder.run, embedder.store
-    sketch, assignment = _Sketch(store, method), store.read("sketch/assignment")
-    nearest, distance = np.empty(sketch.n, np.int32), np.empty(sketch.n)
-    to_group = np.full(sketch.n, np.nan, np.float32)
-    total, products = np.zeros(sketch.r), np.zeros((sketch.r, sketch.r))
-    for start, stop, block, squared in sketch.blocks():
+    embedded, assignment = _Embedded(store, method), store.read("sketch/assignment")
+    nearest, distance = np.empty(embedded.n, np.int32), np.empty(embedded.n)
+    to_group = np.full(embedded.n, np.nan, np.float32)
+    total, products = np.zeros(embedded.r), np.zeros((embedded.r, embedded.r))
+    for start, stop, block, squared in embedded.blocks():
         nearest[start:stop] = squared.argmin(1)
         distance[start:stop] = np.sqrt(squared.min(1))
         group = assignment[start:stop]
@@ -151,8 +155,8 @@ def find_missed(embedder: Embedder, method: str) -> dict[str, Any]:
     threshold = maths.missed_threshold(distance)
     rows = np.flatnonzero(distance > threshold)
     rows = rows[np.argsort(-distance[rows], kind="stable")]
-    groups, medoids, chosen = _groups(embedder, sketch, rows, threshold)
-    axes = maths.principal_axes(sketch.n, total, products)
+    groups, medoids, chosen = _groups(embedder, embedded, rows, threshold)
+    axes = maths.principal_axes(embedded.n, total, products)
     store.delete("missed")
     store.delete("axes")
     for name, data, dimension in (
@@ -190,15 +194,13 @@ def find_missed(embedder: Embedder, method: str) -> dict[str, Any]:
 
 
 def _groups(
-    embedder: Embedder, sketch: _Sketch, rows: np.ndarray, threshold: float
+    embedder: Embedder, embedded: _Embedded, rows: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Groups (m,) of missed particles (m,), largest first; medoids; who was decoded to tell."""
     if not len(rows):
         return np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    order = np.argsort(rows)
-    coordinates = np.empty((len(rows), sketch.r))
-    coordinates[order] = read_rows(sketch.array, rows[order])
-    points = np.column_stack([coordinates, np.sqrt(np.maximum(sketch.residual[rows], 0))])
+    coordinates = read_rows(embedded.array, rows).astype(np.float64)
+    points = np.column_stack([coordinates, np.sqrt(np.maximum(embedded.residual[rows], 0))])
     spread = maths.farthest_first(points, REPRESENTATIVES)
     label = _linked(embedder, rows[spread], threshold)
     squared = np.stack([np.square(points - points[row]).sum(1) for row in spread], 1)
@@ -220,8 +222,8 @@ def _linked(embedder: Embedder, particles: np.ndarray, threshold: float) -> np.n
         return np.zeros(1, np.int32)
     spans = batches(len(particles), embedder.batch_size)
     tasks = [embedder.latents[particles[start:stop]] for start, stop in spans]
-    found = dict(embedder.workers.run(masked_batch, embedder.projection, tasks))
-    voxels = np.concatenate([found[number] for number in range(len(tasks))]).astype(np.float64)
+    found = embedder.workers.gather(masked_batch, embedder.projection, tasks)
+    voxels = np.concatenate(found).astype(np.float64)
     mean = voxels.mean(0)
     distances = Gram((voxels - mean) @ (voxels - mean).T, mean).squared_distances
     tree = link(distances, "average")

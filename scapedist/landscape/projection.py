@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -14,12 +15,10 @@ from scapedist.analysis import mask as masks
 from scapedist.analysis.embedding import Calibration, FieldModel
 from scapedist.errors import RunError
 from scapedist.landscape.batches import VolumeSource, field_of
+from scapedist.store import read_rows
 
 if TYPE_CHECKING:  # what sends batches starts without torch
     from scapedist.model.field import Field
-
-if TYPE_CHECKING:  # what sends batches starts without torch
-    pass
 
 COVARIANCE_COMPONENTS = 10
 """Leading coordinates whose posterior covariance is computed."""
@@ -52,7 +51,7 @@ class Projection:
 
     def array(self, name: str) -> np.ndarray:
         """A whole array of the run."""
-        return np.asarray(zarr.open_array(f"{self.source.group_path}/{name}", mode="r")[...])
+        return read_rows(zarr.open_array(f"{self.source.group_path}/{name}", mode="r"))
 
 
 class _Frame(NamedTuple):
@@ -97,10 +96,16 @@ def _frame_of(projection: Projection) -> _Frame:
 def masked_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     """Masked voxels (b, n_voxels) float32 of latents (b, zdim), as the components take them."""
     weights = projection.array("mask")
-    inside = np.flatnonzero(weights > 0)
-    volumes = projection.source.decode(latents, projection.low_pass)
-    rows = np.stack([volume.ravel()[inside] for volume in volumes])
-    return masks.weigh(rows, weights, projection.clip_negative, projection.soft_mask)
+    return np.stack(list(_voxels(projection, latents, weights, np.flatnonzero(weights > 0))))
+
+
+def _voxels(
+    projection: Projection, latents: np.ndarray, weights: np.ndarray, inside: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Masked voxels (n_voxels,) of one latent after the other."""
+    for volume in projection.source.decode(latents, projection.low_pass):
+        row = volume.ravel()[inside][None]
+        yield masks.weigh(row, weights, projection.clip_negative, projection.soft_mask)[0]
 
 
 def whole_volumes(projection: Projection, latents: np.ndarray) -> np.ndarray:
@@ -125,14 +130,8 @@ def exact_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
 
     frame = _frame_of(projection)
     result = np.empty((len(latents), len(frame.vectors) + 1), np.float32)
-    volumes = projection.source.decode(latents, projection.low_pass)
-    for row, volume in zip(result, volumes, strict=True):
-        voxels = masks.weigh(
-            volume.ravel()[frame.inside][None],
-            frame.weights,
-            projection.clip_negative,
-            projection.soft_mask,
-        )[0]
+    every = _voxels(projection, latents, frame.weights, frame.inside)
+    for row, voxels in zip(result, every, strict=True):
         difference = torch.from_numpy((voxels - frame.mean).astype(np.float32))
         coordinates = torch.mv(frame.vectors, difference)
         missed = torch.addmv(difference, frame.vectors.T, coordinates, alpha=-1).double()
@@ -235,25 +234,24 @@ def read_map(projection: Projection) -> ReducedMap:
     import torch
 
     if projection.token not in _MAPS:
-        path = f"{projection.source.group_path}/embedding/{projection.map_name}"
-        group = zarr.open_group(path, mode="r")
+        place = f"embedding/{projection.map_name}"
+        group = zarr.open_group(f"{projection.source.group_path}/{place}", mode="r")
 
-        def tensor(name: str) -> Any:
-            array: Any = group[name]
-            return torch.from_numpy(np.asarray(array[...]))
+        def array(name: str) -> np.ndarray:
+            return projection.array(f"{place}/{name}")
 
         def model(name: str) -> FieldModel:
             names = ("basis", "mean", "center", "weight")
-            return FieldModel(*(tensor(f"{name}/{key}").numpy() for key in names))
+            return FieldModel(*(array(f"{name}/{key}") for key in names))
 
         rules: Any = group.attrs["rules"]
         _MAPS.clear()
         _MAPS[projection.token] = ReducedMap(
-            points=tensor("points").numpy(),
+            points=array("points"),
             n_hidden=int(rules["n_hidden"]),
-            feature_mean=tensor("feature_mean"),
-            readout=tensor("readout"),
-            offset=tensor("offset"),
+            feature_mean=torch.from_numpy(array("feature_mean")),
+            readout=torch.from_numpy(array("readout")),
+            offset=torch.from_numpy(array("offset")),
             of_sketch=model("field_of_sketch"),
             of_training=model("field_of_training"),
             calibration=Calibration(**rules["calibration"]),
@@ -290,48 +288,33 @@ def evaluate_map(field: Field, reduced: ReducedMap, latents: np.ndarray) -> np.n
     return np.concatenate(result).astype(np.float32)
 
 
-def posterior_batch(projection: Projection, task: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Covariance of the leading coordinates of latents that are uncertain.
+Posterior = tuple[np.ndarray, np.ndarray, int]
+"""Latent means and standard deviations, both (b, zdim) float32, and how many components, k."""
+
+
+def posterior_batch(projection: Projection, task: Posterior) -> np.ndarray:
+    """Covariance (b, k, k) of the leading coordinates of uncertain latents, by the reduced map."""
+    return covariance_of(partial(reduced_batch, projection), *task)
+
+
+def exact_posterior(projection: Projection, task: Posterior) -> np.ndarray:
+    """The same by exact decoding."""
+    return covariance_of(partial(exact_batch, projection), *task)
+
+
+def covariance_of(
+    embed: Callable[[np.ndarray], np.ndarray], means: np.ndarray, deviations: np.ndarray, k: int
+) -> np.ndarray:
+    """Covariance (b, k, k) float32 of the leading coordinates that ``embed`` gives.
 
     The posterior is Gaussian with a diagonal covariance; each of its axes is followed for one
     standard deviation to both sides, and the differences of coordinates are what a derivative
     there would give.
-
-    Parameters
-    ----------
-    task
-        Latent means and standard deviations, both (b, zdim) float32.
-
-    Returns
-    -------
-    (b, k, k) float32
     """
-    means, deviations = task
-    k = min(COVARIANCE_COMPONENTS, read_map(projection).readout.shape[1])
-    return covariance_of(
-        lambda latents: reduced_batch(projection, latents)[:, :k], means, deviations
-    )
-
-
-def exact_posterior(projection: Projection, task: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """The same by exact decoding."""
-    means, deviations = task
-    k = min(COVARIANCE_COMPONENTS, len(_frame_of(projection).vectors))
-
-    def embed(latents: np.ndarray) -> np.ndarray:
-        return exact_batch(projection, latents)[:, :k]
-
-    return covariance_of(embed, means, deviations)
-
-
-def covariance_of(
-    embed: Callable[[np.ndarray], np.ndarray], means: np.ndarray, deviations: np.ndarray
-) -> np.ndarray:
-    """Covariance (b, k, k) float32 of ``embed`` (n, zdim) -> (n, k), from central differences."""
     b, zdim = means.shape
     steps = deviations[:, :, None] * np.eye(zdim, dtype=np.float32)
     both = np.concatenate([means[:, None] + steps, means[:, None] - steps], 1)
-    found = embed(both.reshape(-1, zdim).astype(np.float32)).astype(np.float64)
-    plus, minus = np.split(found.reshape(b, 2 * zdim, -1), 2, axis=1)
+    found = embed(both.reshape(-1, zdim).astype(np.float32))[:, :k].astype(np.float64)
+    plus, minus = np.split(found.reshape(b, 2 * zdim, k), 2, axis=1)
     differences = (plus - minus) / 2
     return np.einsum("bik,bil->bkl", differences, differences).astype(np.float32)

@@ -24,20 +24,7 @@ _EARLY = ("sketch", "generate")
 
 
 class Recorded:
-    """A run directory whose stages are skipped where nothing they depend on changed.
-
-    Parameters
-    ----------
-    directory
-        An existing run.
-    progress
-        Told how far a stage is.
-
-    Raises
-    ------
-    RunError
-        Where there is no run.
-    """
+    """What a :class:`~scapedist.landscape.run.Run` is built on; it says what there is to give."""
 
     def __init__(self, directory: str | Path, progress: Progress | None = None) -> None:
         self.directory = Path(directory)
@@ -109,17 +96,7 @@ class Recorded:
             chosen = dataclasses.asdict(settings)
             with disk_errors(self.directory):
                 results = body(lambda: self.store.begin_stage(stage, chosen))
-                self.store.finish_stage(
-                    stage,
-                    {
-                        "settings": chosen,
-                        "fingerprint": fingerprint,
-                        "versions": {name: _version(name) for name in _VERSIONS},
-                        "seconds": round(time.perf_counter() - started, 3),
-                        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                        "results": results,
-                    },
-                )
+                self.store.finish_stage(stage, _entry(chosen, fingerprint, started, results))
 
     def _check_replaceable(self, stage: str, settings: Any, fingerprint: str) -> None:
         """Volumes are dear: other settings of what they depend on need another directory."""
@@ -160,17 +137,22 @@ class Recorded:
         if "report" in self.store.stages:  # it shows none of this
             last = self.store.last_settings("report") or {"settings": {}}
             self.store.begin_stage("report", last["settings"])
-        self.store.finish_beside(
-            name,
-            {
-                "settings": dataclasses.asdict(settings) if settings is not None else {},
-                "fingerprint": fingerprint,
-                "versions": {name: _version(name) for name in _VERSIONS},
-                "seconds": round(time.perf_counter() - started, 3),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "results": results,
-            },
-        )
+        chosen = dataclasses.asdict(settings) if settings is not None else {}
+        self.store.finish_beside(name, _entry(chosen, fingerprint, started, results))
+
+
+def _entry(
+    settings: dict[str, Any], fingerprint: str, started: float, results: dict[str, Any]
+) -> dict[str, Any]:
+    """What is recorded of something complete, begun at a time of the performance counter."""
+    return {
+        "settings": settings,
+        "fingerprint": fingerprint,
+        "versions": {name: _version(name) for name in _VERSIONS},
+        "seconds": round(time.perf_counter() - started, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "results": results,
+    }
 
 
 def _is_grown(stage: str, settings: Any, store: RunStore) -> bool:

@@ -13,6 +13,7 @@ from scapedist.analysis import embedding as maths
 from scapedist.analysis.crosscheck import relative_error
 from scapedist.errors import InputError
 from scapedist.landscape.embedder import Embedder, sketch_residual
+from scapedist.landscape.generate import spread_evenly
 from scapedist.landscape.projection import Training, energy_of, kernel_block, readout_block
 from scapedist.landscape.settings import NOT_WHERE_CLIPPED, EmbedSettings
 from scapedist.plan import batches
@@ -90,8 +91,7 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
     held = np.sort(rng.choice(others, n_held, replace=False))
     held_coordinates, held_residual = embedder.exact_rows(held, "decoding held-out")
     fitted = np.flatnonzero(store.read("components/included"))
-    spread = np.linspace(0, len(fitted) - 1, min(len(fitted), SKETCH_ROWS)).round()
-    taught = fitted[spread.astype(np.int64)]
+    taught = fitted[spread_evenly(len(fitted), SKETCH_ROWS)]
     coordinates = store.read("sketch/coordinates")[taught]
     residual = sketch_residual(store, embedder.r)[taught]
     points = _points(embedder, sketch, settings.seed)
@@ -120,7 +120,6 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
     _write_map(embedder, "coarse", best["coarse"], settings.tolerance)
     record = _write_map(embedder, "map", best, settings.tolerance)
     for name, data, dimensions in (
-        ("component_error", best["component_errors"], ("component",)),
         ("training_particle", known.particle[: known.n], ("training",)),
         ("training_coordinates", known.coordinates[: known.n], ("training", "component")),
         ("training_residual", known.residual[: known.n], ("training",)),
@@ -141,7 +140,7 @@ def _points(embedder: Embedder, sketch: np.ndarray, seed: int) -> np.ndarray:
     assert source.decoder is not None
     lattice = source.decoder.lattice(source.box_size)
     candidates = lattice.coordinates[maths.draw_candidates(lattice.coordinates, CANDIDATES, seed)]
-    rows = np.linspace(0, len(sketch) - 1, min(len(sketch), ENERGY_VOLUMES)).round().astype(int)
+    rows = spread_evenly(len(sketch), ENERGY_VOLUMES)
     energy = embedder.workers.call(
         energy_of, embedder.projection, embedder.latents[sketch[rows]], candidates
     )
@@ -181,9 +180,7 @@ def _fit(embedder: Embedder, known: _Known, points: np.ndarray, tolerance: float
     done = 0
     for m in [m for m in POINTS if m < len(points)] + [len(points)]:
         tasks = _spans(embedder, done, m, n_all)
-        parts = dict(embedder.workers.run(kernel_block, training, tasks))
-        for number in range(len(tasks)):
-            *added, some = parts[number]
+        for *added, some in embedder.workers.gather(kernel_block, training, tasks):
             values.append(some)
             for kernel, part in zip(kernels, added, strict=True):
                 kernel += part
@@ -255,12 +252,11 @@ def _write_map(
     store, work, ridge = embedder.store, found["training"], found["ridge"]
     m = len(work.points)
     tasks = _spans(embedder, 0, m, len(work.latents))
-    parts = dict(embedder.workers.run(readout_block, work, tasks))
-    ordered = [parts[number] for number in range(len(tasks))]
+    parts = embedder.workers.gather(readout_block, work, tasks)
 
     def gather(key: str) -> np.ndarray:
-        values = [part[key][: part["n_values"]] for part in ordered]
-        hidden = [part[key][part["n_values"] :] for part in ordered]
+        values = [part[key][: part["n_values"]] for part in parts]
+        hidden = [part[key][part["n_values"] :] for part in parts]
         return np.concatenate(values + hidden)
 
     of_sketch, of_training = found["field"]

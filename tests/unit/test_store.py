@@ -430,6 +430,16 @@ def test_zarr_reads_the_rows_written(store, dtype, shape, compress):
         assert chunk(store, "v", row).read_bytes() == chunk(store, "w", row).read_bytes()
 
 
+def test_a_record_beside_goes_by_its_whole_name(store):
+    """The exact embedding done anew leaves the one in a smaller box."""
+    for name in ("embedding/exact", "embedding/exact_24"):
+        store.finish_beside(name, {"settings": {}})
+    store.withdraw("embedding/exact")
+    assert list(store.beside) == ["embedding/exact_24"]
+    store.withdraw("embedding/exact")
+    assert list(store.beside) == ["embedding/exact_24"]
+
+
 def test_what_a_killed_command_left_is_cleared(store):
     """Zarr would warn of it whenever the run is listed."""
     store.write("sketch/particle", np.arange(3), ("volume",))
