@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?= --size small
 BENCHMARKS ?= benchmarks/decode.py benchmarks/whole_run.py benchmarks/memory.py benchmarks/truth.py \
 	benchmarks/embedding.py

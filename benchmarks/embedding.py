@@ -10,8 +10,6 @@ largest residual, and of the largest distance to any sketch volume.
 from __future__ import annotations
 
 import argparse
-import pickle
-import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -24,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe, n_threads, print_table, seconds_of, write_json
-from random_model import write_random_model
+from random_model import copy_with_particles, write_random_model
+from threadpoolctl import threadpool_limits
 
 from scapedist import open_model
 from scapedist.analysis.crosscheck import agreement
@@ -80,7 +79,8 @@ def run(name: str, tables: tuple[str, ...] = TABLES) -> dict[str, list[dict[str,
     ):
         truth = np.load(bundled / "truth.npz")["state"]
         rows = np.linspace(0, len(truth) - 1, size.n_particles).round().astype(np.int64)
-        workdir, truth = _some_particles(bundled, rows, Path(directory) / "model"), truth[rows]
+        workdir = copy_with_particles(bundled, 14, rows, Path(directory) / "model")
+        truth = truth[rows]
         made: dict[str, Callable[[], list[dict[str, Any]]]] = {
             "methods": lambda: methods(workdir, Path(directory) / "run", size),
             "pace": lambda: pace(workdir, Path(directory) / "run", size),
@@ -92,15 +92,6 @@ def run(name: str, tables: tuple[str, ...] = TABLES) -> dict[str, list[dict[str,
             print(f"\n{table}", flush=True)
             print_table(results[table])
     return results
-
-
-def _some_particles(bundled: Path, rows: np.ndarray, place: Path) -> Path:
-    """The bundled model with some of its particles."""
-    shutil.copytree(bundled, place)
-    with (place / "z.14.pkl").open("rb") as stream:
-        arrays = [pickle.load(stream)[rows] for _ in range(2)]
-    (place / "z.14.pkl").write_bytes(b"".join(pickle.dumps(array) for array in arrays))
-    return place
 
 
 def _landscape(workdir: Path, output: Path, size: Size, workers: Any, **options: Any) -> Run:
@@ -154,7 +145,7 @@ def methods(workdir: Path, output: Path, size: Size) -> list[dict[str, Any]]:
 
 
 def pace(workdir: Path, output: Path, size: Size) -> list[dict[str, Any]]:
-    """Milliseconds a particle on one thread: decoding alone, exact, reduced, in turn."""
+    """Milliseconds a particle on one thread: decoding alone, exact, reduced, in changing order."""
     made = Run(output)
     with open_workers(1) as workers:
         embedder = Embedder(made, workers, None)
@@ -171,11 +162,14 @@ def pace(workdir: Path, output: Path, size: Size) -> list[dict[str, Any]]:
         "reduced": (lambda: reduced_batch(projection, latents[:128]), 128),
     }
     times: dict[str, list[float]] = {name: [] for name in work}
-    with n_threads(1):
+    order = list(work)
+    with n_threads(1), threadpool_limits(1):
         for call, _ in work.values():
             call()
-        for _ in range(7):
-            for name, (call, n) in work.items():
+        for _ in range(9):
+            order = [*order[1:], order[0]]
+            for name in order:
+                call, n = work[name]
                 times[name].append(seconds_of(call) / n)
     exact = times["exact"]
     return [

@@ -1,13 +1,15 @@
 """Writes work directories of cryoDRGN with random weights, of any architecture and size.
 
 The modules, configurations and pickles are cryoDRGN's own, as its training commands write them;
-only the training is missing. Tests and benchmarks decode from these.
+only the training is missing. Tests and benchmarks decode from these, or from a trained model with
+some of its particles alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,16 @@ def write_random_model(
     torch.save(checkpoint, workdir / f"weights.{epoch}.pkl")
     _write_latents(workdir / f"z.{epoch}.pkl", command, n_particles, zdim, seed)
     return workdir
+
+
+def copy_with_particles(workdir: Path, epoch: int, rows: np.ndarray | slice, place: Path) -> Path:
+    """Copy a work directory of latent means and log variances with some of its rows alone."""
+    shutil.copytree(workdir, place)
+    latents = place / f"z.{epoch}.pkl"
+    with latents.open("rb") as stream:
+        arrays = [pickle.load(stream)[rows] for _ in range(2)]
+    latents.write_bytes(b"".join(pickle.dumps(array) for array in arrays))
+    return place
 
 
 def _tiny_encoder() -> dict[str, Any]:

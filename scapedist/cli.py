@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -295,26 +296,19 @@ def generate(
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Decode the sketch's volumes into the run's Zarr store; resumes."""
-    from scapedist.landscape import Run
-    from scapedist.workers import open_workers
-
-    with _Reporter() as reporter:
-        opened = Run(directory, reporter)
-        with open_workers(workers, scheduler, _bytes(memory_limit)) as pool:
-            reporter.workers(pool)
-            opened.generate(
-                pool,
-                _bytes(memory_limit),
-                box_size=box_size,
-                pixel_size=pixel_size,
-                flip=flip,
-                invert=invert,
-                dtype=dtype,
-                store=store,
-                store_dtype=store_dtype,
-                batch_size=batch_size,
-                mask=mask,
-            )
+    with _at_work(directory, workers, scheduler, memory_limit) as (opened, *resources):
+        opened.generate(
+            *resources,
+            box_size=box_size,
+            pixel_size=pixel_size,
+            flip=flip,
+            invert=invert,
+            dtype=dtype,
+            store=store,
+            store_dtype=store_dtype,
+            batch_size=batch_size,
+            mask=mask,
+        )
     typer.echo(f"Volumes are complete in {directory}")
 
 
@@ -411,30 +405,26 @@ def embed(
     from scapedist.landscape import Run
     from scapedist.landscape.decode import embed_to_file
     from scapedist.landscape.summary import summary
-    from scapedist.workers import open_workers
 
     if latents is not None:
         path = output or latents.with_name(f"{latents.stem}.embedded.npz")
         n = embed_to_file(Run(directory), latents, path)
         typer.echo(f"{n} latents embedded in {path}")
         return
-    with _Reporter() as reporter:
-        opened = Run(directory, reporter)
-        with open_workers(workers, scheduler, _bytes(memory_limit)) as pool:
-            reporter.workers(pool)
-            options: dict[str, Any] = {
-                "method": method,
-                "components": components,
-                "tolerance": tolerance,
-                "box_size": box_size,
-                "variant": variant,
-                "error_bars": error_bars,
-                "seed": seed,
-            }
-            opened.embed(pool, _bytes(memory_limit), **options)
-            added = opened.grow(pool, _bytes(memory_limit)) if grow_sketch else 0
-            if added:
-                opened.embed(pool, _bytes(memory_limit), **options)
+    options: dict[str, Any] = {
+        "method": method,
+        "components": components,
+        "tolerance": tolerance,
+        "box_size": box_size,
+        "variant": variant,
+        "error_bars": error_bars,
+        "seed": seed,
+    }
+    with _at_work(directory, workers, scheduler, memory_limit) as (opened, *resources):
+        opened.embed(*resources, **options)
+        added = opened.grow(*resources) if grow_sketch else 0
+        if added:
+            opened.embed(*resources, **options)
     if grow_sketch:
         typer.echo(f"{added} volumes added to the sketch")
     for line in summary(opened.store):
@@ -456,15 +446,10 @@ def crosscheck(
     from rich.console import Console
     from rich.table import Table
 
-    from scapedist.landscape import Run
     from scapedist.landscape.crosscheck import table
-    from scapedist.workers import open_workers
 
-    with _Reporter() as reporter:
-        opened = Run(directory, reporter)
-        with open_workers(workers, scheduler, _bytes(memory_limit)) as pool:
-            reporter.workers(pool)
-            results = opened.crosscheck(pool, _bytes(memory_limit), sample or None, seed)
+    with _at_work(directory, workers, scheduler, memory_limit) as (opened, *resources):
+        results = opened.crosscheck(*resources, sample or None, seed)
     header, *rows = table(results)
     shown = Table(*header, title=f"{results['sample']} particles that no method has seen")
     for row in rows:
@@ -631,6 +616,22 @@ def _run_all(
     for line in summary(RunStore(output)):
         typer.echo(line)
     typer.echo(f"Report: {path}")
+
+
+@contextmanager
+def _at_work(
+    directory: Path, workers: int | None, scheduler: str | None, memory_limit: str | None
+) -> Iterator[tuple[Any, Any, int | None]]:
+    """A run that tells how far it is, its workers, and the bytes that each may use."""
+    from scapedist.landscape import Run
+    from scapedist.workers import open_workers
+
+    limit = _bytes(memory_limit)
+    with _Reporter() as reporter:
+        opened = Run(directory, reporter)
+        with open_workers(workers, scheduler, limit) as pool:
+            reporter.workers(pool)
+            yield opened, pool, limit
 
 
 def _stage(directory: Path, call: Callable[[Any], Any]) -> Any:

@@ -60,7 +60,8 @@ def analyze(
         Replace what the output holds.
     embedding
         How all particles are put on the components: ``reduced``, ``exact``, ``mlp`` or ``none``;
-        None for ``reduced``, or ``exact`` for few particles, or none where densities are clipped.
+        None for ``reduced``, or ``exact`` for few particles without error bars, or none where
+        densities are clipped.
         An approximate one is then checked on random particles.
     tolerance, error_bars
         Of the embedding, as in :class:`~scapedist.landscape.settings.EmbedSettings`.
@@ -83,7 +84,8 @@ def analyze(
     failure: ScapedistError | None = None
     chosen = by_stage(options)
     check_together(chosen)
-    check_embedding(embedding, tolerance, bool(chosen["pca"].get("clip_negative")))
+    clip_negative = bool(chosen["pca"].get("clip_negative"))
+    check_embedding(embedding, tolerance, error_bars, clip_negative)
     if not Path(workdir).is_dir():
         raise InputError(
             f"{workdir} is not a directory. Give the output directory of a cryoDRGN training."
@@ -93,6 +95,8 @@ def analyze(
 
         local = scheduler is None and workers.n_workers > 1  # they read the weights
         run = Run.create(workdir, epoch, output, progress, overwrite, check_weights=not local)
+        if error_bars:
+            run.model.posterior_variance()  # there, or refused
         run.sketch(**chosen["sketch"])
         if workers.n_workers > 1:  # this process waits now: load what the later stages need
             later = threading.Thread(target=import_module, args=("scapedist.output.report",))
@@ -141,10 +145,8 @@ def _embed(
         if run.store.stages["pca"]["settings"]["clip_negative"]:
             return
         few = run.store.source["n_particles"] <= FEW_PARTICLES
-        method = "exact" if few else "reduced"
-    options: dict[str, Any] = {"method": method, "tolerance": tolerance}
-    if method == "reduced":
-        options["error_bars"] = error_bars
+        method = "exact" if few and not error_bars else "reduced"
+    options = {"method": method, "tolerance": tolerance, "error_bars": error_bars}
     run.embed(workers, memory_limit, strict=False, **options)
     if method != "exact":
         run.crosscheck(workers, memory_limit, sample=CHECKED_PARTICLES)

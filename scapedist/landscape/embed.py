@@ -49,11 +49,8 @@ def embed(
             f"{components} were asked for. Give `scapedist pca {embedder.run.directory} "
             f"--components {components}` first."
         )
-    if settings.error_bars and embedder.run.model.latent_variance is None:
-        raise InputError(
-            "Error bars come from the latents' posterior variance. This model has none (its z file "
-            "holds means alone). Leave out --error-bars."
-        )
+    if settings.error_bars:
+        embedder.run.model.posterior_variance()
     embedder.check_decoder()
     if settings.box_size is not None:
         return _embed_low_pass(embedder, settings, components, begin)
@@ -209,10 +206,8 @@ def _embed_reduced(
 
 def _error_bars(embedder: Embedder) -> dict[str, Any]:
     """Write the covariance of each particle's leading coordinates under its latent's posterior."""
-    variance = embedder.run.model.latent_variance
-    assert variance is not None
-    deviations = np.sqrt(variance)
-    n, k = len(variance), min(COVARIANCE_COMPONENTS, embedder.r)
+    deviations = np.sqrt(embedder.run.model.posterior_variance())
+    n, k = len(deviations), min(COVARIANCE_COMPONENTS, embedder.r)
     coarse = embedder.variant(map_name="coarse")
     file = RowFile(
         embedder.run.directory / "embedding.posterior.rows",

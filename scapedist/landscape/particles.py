@@ -11,6 +11,7 @@ import numpy as np
 from scapedist.analysis import particles as maths
 from scapedist.analysis.gram import Gram
 from scapedist.analysis.linkage import cut, link
+from scapedist.analysis.states import number_by_size
 from scapedist.errors import RunError
 from scapedist.landscape.embedder import WRITE_ROWS, Embedder, sketch_residual
 from scapedist.landscape.projection import masked_batch, whole_volumes
@@ -204,12 +205,9 @@ def _groups(
     spread = maths.farthest_first(points, REPRESENTATIVES)
     label = _linked(embedder, rows[spread], threshold)
     squared = np.stack([np.square(points - points[row]).sum(1) for row in spread], 1)
-    raw = label[squared.argmin(1)]
-    sizes = np.bincount(raw, minlength=label.max() + 1)
-    rank = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable")
-    groups = rank[raw].astype(np.int32)
-    medoids = np.empty(len(sizes), np.int64)
-    for group in range(len(sizes)):
+    groups = number_by_size(label[squared.argmin(1)], np.ones(len(points)))
+    medoids = np.empty(groups.max() + 1, np.int64)
+    for group in range(len(medoids)):
         members = np.flatnonzero(groups == group)
         center = points[members].mean(0)
         medoids[group] = rows[members[np.square(points[members] - center).sum(1).argmin()]]

@@ -99,6 +99,15 @@ class Model:
         volumes = self._fields[dtype].decode(np.atleast_2d(latents), box_size)
         return volumes.float().numpy()
 
+    def posterior_variance(self) -> np.ndarray:
+        """``latent_variance``, or an InputError where the model has none."""
+        if self.latent_variance is None:
+            raise InputError(
+                "Error bars come from the latents' posterior variance. This model has none (its z "
+                "file holds means alone). Leave out --error-bars."
+            )
+        return self.latent_variance
+
     def file_hashes(self) -> dict[str, str]:
         """SHA-256 of each file the model was read from."""
         return {name: sha256_of(path) for name, path in self.files.items()}

@@ -43,7 +43,7 @@ class Digest:
     ----------
     group
         The run, for what is read when it is shown.
-    source, stages
+    source, stages, beside
         The run's record.
     particle, occupancy, label
         (n,) of each sketch volume: the particle, how many it stands for, its state or -1.
@@ -65,7 +65,8 @@ class Digest:
 
     group: zarr.Group
     source: Mapping[str, Any]
-    stages: Mapping[str, Any]
+    stages: dict[str, Any]
+    beside: dict[str, Any]
     particle: NDArray
     occupancy: NDArray
     label: NDArray
@@ -147,6 +148,7 @@ def read_digest(group: zarr.Group) -> Digest:
         group=group,
         source=record.get("source", {}),
         stages=record.get("stages", {}),
+        beside=record.get("beside", {}),
         particle=read("sketch/particle"),
         occupancy=read("sketch/occupancy"),
         label=read("states/label"),

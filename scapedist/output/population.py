@@ -29,18 +29,17 @@ _WORDS = {
 
 def population(digest: Digest, drawn: Plots) -> Html:
     """Show all particles on the components, their states, what was missed, and the cross-check."""
-    beside = _beside(digest)
+    beside = digest.beside
     method = next(iter(embeddings(beside)), None)
     if method is None or "particles" not in beside:
         missing = "This run has no embedding of all particles (`scapedist embed` makes one)."
         return section("all-particles", "All particles", tag("p", missing, class_="note"))
-    results = beside[f"embedding/{method}"]["results"]
     coordinates = digest.array(f"embedding/{method}/coordinates")
     n_axes = min(coordinates.shape[1], MAX_AXES)
     points: NDArray = np.asarray(coordinates[:, :n_axes])
     layers = _layers(digest, method)
     maps = landscape_maps(points, layers, digest.n_states)
-    parts: list[object] = [tag("p", _introduction(beside, method, results, len(points)))]
+    parts: list[object] = [tag("p", _introduction(digest, method, len(points)))]
     if n_axes > 1:
         parts.append(_interactive(digest, maps, layers, n_axes))
         names = [component_name(k, digest.variance_ratio) for k in (0, 1)]
@@ -49,23 +48,16 @@ def population(digest: Digest, drawn: Plots) -> Html:
         )
     parts += [
         *_states(digest, beside["particles"]["results"]),
-        *_missed(digest, beside),
-        *_axes(digest, beside, results),
+        *_missed(digest),
+        *_axes(digest),
     ]
     if "crosscheck" in beside:
         parts += _crosscheck(digest, beside["crosscheck"]["results"], drawn)
     return section("all-particles", "All particles", *parts)
 
 
-def _beside(digest: Digest) -> Mapping[str, Any]:
-    record: Any = digest.group.attrs.get("scapedist", {})
-    beside: Mapping[str, Any] = record.get("beside", {})
-    return beside
-
-
-def _introduction(
-    beside: Mapping[str, Any], method: str, results: Mapping[str, Any], n: int
-) -> str:
+def _introduction(digest: Digest, method: str, n: int) -> str:
+    results = digest.beside[f"embedding/{method}"]["results"]
     how = _WORDS.get(method, "decoding the frequencies of a smaller box for each")
     words = f"All {n:,} particles, embedded by {how}"
     if method == "reduced":
@@ -79,7 +71,7 @@ def _introduction(
             " The error of their coordinates, relative to the spread of the landscape, is "
             f"{results['relative_error']:.1e} on particles held out"
         )
-        check = beside.get("crosscheck", {}).get("results", {})
+        check = digest.beside.get("crosscheck", {}).get("results", {})
         if method in check.get("methods", {}):
             words += (
                 f", and {check['methods'][method]['relative_error']:.1e} on {check['sample']:,} "
@@ -238,10 +230,10 @@ def _posterior(results: Mapping[str, Any], total: int) -> str:
     )
 
 
-def _missed(digest: Digest, beside: Mapping[str, Any]) -> list[object]:
-    if "missed" not in beside:
+def _missed(digest: Digest) -> list[object]:
+    if "missed" not in digest.beside:
         return []
-    results = beside["missed"]["results"]
+    results = digest.beside["missed"]["results"]
     parts: list[object] = [tag("h3", "What the sketch missed")]
     if not results["missed"]:
         text = "Every particle's volume is about as near to a sketch volume as most are."
@@ -277,7 +269,7 @@ def _missed(digest: Digest, beside: Mapping[str, Any]) -> list[object]:
     return parts
 
 
-def _axes(digest: Digest, beside: Mapping[str, Any], results: Mapping[str, Any]) -> list[object]:
+def _axes(digest: Digest) -> list[object]:
     """Components of the sketch against those of all particles, and against the latents' noise."""
     variance, angle = digest.array("axes/variance"), digest.array("axes/angle_degrees")
     if variance is None:
@@ -294,7 +286,8 @@ def _axes(digest: Digest, beside: Mapping[str, Any], results: Mapping[str, Any])
         "between the space of the first k components and that of the first k axes. Components "
         "weigh every sketch volume alike, axes every particle."
     )
-    posterior = beside.get("embedding/reduced", {}).get("results", {}).get("posterior_deviation")
+    reduced = digest.beside.get("embedding/reduced", {}).get("results", {})
+    posterior = reduced.get("posterior_deviation")
     if posterior is not None:
         noise = np.array(posterior)
         spread = digest.array("embedding/reduced/coordinates")[:, : len(noise)].std(0)

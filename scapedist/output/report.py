@@ -399,12 +399,13 @@ def _sketch_quality(digest: Digest, drawn: Plots) -> Html:
 
 
 def _record(digest: Digest) -> Html:
-    stages = digest.stages
+    records = digest.stages | digest.beside
     timings = [
         [name, _seconds(stage.get("seconds")), str(stage.get("finished", "")).replace("T", " ", 1)]
-        for name, stage in stages.items()
+        for name, stage in records.items()
+        if "seconds" in stage
     ]
-    total = sum(stage.get("seconds") or 0 for stage in stages.values())
+    total = sum(stage.get("seconds", 0) for stage in records.values())
     timings.append(["all", _seconds(total), ""])
     return section(
         "record",
@@ -413,8 +414,8 @@ def _record(digest: Digest) -> Html:
         table(["stage", "time", "finished"], timings),
         details("source", table([], _flat(digest.source), "record")),
         *(
-            details(f"stage {name}", table([], _flat(_ordered(stage)), "record"))
-            for name, stage in stages.items()
+            details(name, table([], _flat(_ordered(stage)), "record"))
+            for name, stage in records.items()
         ),
     )
 

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from harm import SMALL, content, flip
+from random_model import copy_with_particles, write_random_model
 
 from scapedist.errors import InputError
 from scapedist.landscape import Run
@@ -98,6 +99,34 @@ def test_options_that_cannot_be(run, refused, option, message):
     assert content(run / "landscape.zarr") == before
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--embed", "umap"], "method is one of reduced, exact, mlp"),
+        (["--embed", "exact", "--error-bars"], "for --method reduced"),
+        (["--embed", "none", "--error-bars"], "for --embed reduced. Nothing is embedded"),
+        (["--error-bars", "--clip-negative"], "does not apply: components of densities clipped"),
+        (
+            ["--embed", "reduced", "--clip-negative"],
+            "does not apply: components of densities clipped",
+        ),
+        (["--tolerance", 2], "between 0 and 1"),
+    ],
+)
+def test_embeddings_that_a_run_refuses_before_any_work(
+    adk_workdir, tmp_path, refused, option, message
+):
+    refused(message, "run", adk_workdir, 14, "--output", tmp_path / "run", *option)
+    assert not (tmp_path / "run").exists()
+
+
+def test_error_bars_are_refused_before_volumes_are_decoded(tmp_path, refused):
+    workdir = write_random_model(tmp_path / "model", "train_dec", box_size=16, zdim=2)
+    options = ["--output", tmp_path / "run", "--workers", 1, "--error-bars"]
+    refused("none.*means alone", "run", workdir, 19, *options)
+    assert "sketch" not in Run(tmp_path / "run").store.stages
+
+
 def test_a_tolerance_that_cannot_be_met(run, refused):
     """The sketch is 12 volumes; the particles, cut to 400, teach no more than 97 others."""
     few_particles(run, 400)
@@ -116,12 +145,7 @@ def test_a_tolerance_that_cannot_be_met(run, refused):
 def few_particles(run, n):
     """A run whose model and latents have their first n particles alone."""
     store = Run(run).store
-    source = store.source
-    model = run.parent / "model"
-    shutil.copytree(source["workdir"], model)
-    with (model / "z.14.pkl").open("rb") as stream:
-        arrays = [pickle.load(stream)[:n] for _ in range(2)]
-    (model / "z.14.pkl").write_bytes(b"".join(pickle.dumps(a) for a in arrays))
+    model = copy_with_particles(store.source["workdir"], 14, slice(n), run.parent / "model")
     shutil.rmtree(run)
     made = Run.create(model, 14, run)
     made.sketch(size=12, quality_groups=0).generate(box_size=16).mask().pca(components=4)

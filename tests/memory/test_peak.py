@@ -32,6 +32,17 @@ run.generate(box_size=box_size)
 plan = plan_generation(run.model.decoder, box_size, GenerateSettings(), 10, None)
 print(json.dumps([peak_bytes(), plan.worker_bytes]))
 """
+REDUCED = """
+from scapedist.landscape import Run
+run = Run.create(sys.argv[1], 19, sys.argv[2])
+run.sketch(size=100, quality_groups=0).generate().mask().pca(components=4)
+before = peak_bytes()
+run.embed(tolerance=0.05)
+built = run.store.beside["embedding/map"]["results"]
+volumes = built["training_volumes"] + built["held_out"]
+fields = 4 * volumes * run.model.decoder.lattice(96).n_points
+print(json.dumps([peak_bytes() - before, fields]))
+"""
 
 
 def run_python(code: str, *arguments: object):
@@ -56,3 +67,12 @@ def test_peak_does_not_grow_with_the_sketch(adk_workdir, tmp_path):
         for size in (100, 400)
     ]
     assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_a_reduced_map_is_built_without_its_fields(tmp_path):
+    workdir = write_random_model(
+        tmp_path / "model", box_size=96, layers=1, width=16, zdim=2, n_particles=700
+    )
+    grown, fields = run_python(REDUCED, workdir, tmp_path / "run")
+    assert fields > 200 * 2**20
+    assert grown < 0.3 * fields

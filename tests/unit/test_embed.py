@@ -1,11 +1,11 @@
 """Embeddings of a run: the same from any workers, resumed, checked, applied to new latents."""
 
 import json
-import pickle
 import shutil
 
 import numpy as np
 import pytest
+from random_model import copy_with_particles
 
 from scapedist.analysis.crosscheck import agreement
 from scapedist.errors import InputError, RunError
@@ -19,20 +19,11 @@ from scapedist.workers import Serial, open_workers
 N, TOLERANCE = 3000, 1e-2
 
 
-def some_particles(workdir, n, place):
-    """The bundled model with its first n particles alone."""
-    shutil.copytree(workdir, place)
-    with (place / "z.14.pkl").open("rb") as stream:
-        arrays = [pickle.load(stream)[:n] for _ in range(2)]
-    (place / "z.14.pkl").write_bytes(b"".join(pickle.dumps(a) for a in arrays))
-    return place
-
-
 @pytest.fixture(scope="module")
 def base(adk_workdir, tmp_path_factory):
     """A run of 3,000 particles with components and states, not embedded; for copying."""
     place = tmp_path_factory.mktemp("base")
-    workdir = some_particles(adk_workdir, N, place / "model")
+    workdir = copy_with_particles(adk_workdir, 14, slice(N), place / "model")
     run = Run.create(workdir, 14, place / "run")
     run.sketch(size=120, quality_groups=0).generate(box_size=16).mask().pca(components=8)
     return run.states(states=4).directory
@@ -53,7 +44,9 @@ def embedded(base, tmp_path_factory):
 @pytest.fixture
 def few(adk_workdir, tmp_path):
     """A run of 60 particles."""
-    run = Run.create(some_particles(adk_workdir, 60, tmp_path / "few"), 14, tmp_path / "run")
+    run = Run.create(
+        copy_with_particles(adk_workdir, 14, slice(60), tmp_path / "few"), 14, tmp_path / "run"
+    )
     run.sketch(size=12, quality_groups=0).generate(box_size=16).mask().pca(components=5)
     return run.states(states=3)
 
@@ -323,7 +316,7 @@ def test_what_was_left_out_is_missed_and_the_sketch_grows(adk_workdir, tmp_path)
 
 
 def test_only_whole_volumes_of_the_model_can_grow(adk_workdir, tmp_path):
-    workdir = some_particles(adk_workdir, 60, tmp_path / "model")
+    workdir = copy_with_particles(adk_workdir, 14, slice(60), tmp_path / "model")
     run = Run.create(workdir, 14, tmp_path / "run")
     run.sketch(size=12, quality_groups=0).generate(box_size=12, store="masked").mask()
     run.pca(components=3)
