@@ -175,6 +175,8 @@ th { text-align: left; font-weight: 600; color: var(--soft); }
 th, td { padding: 3px 18px 3px 0; border-bottom: 1px solid #eee; vertical-align: middle; }
 .states td:nth-child(2), .states td:nth-child(3), .states th:nth-child(2), .states th:nth-child(3)
   { text-align: right; font-variant-numeric: tabular-nums; }
+.numbers td:not(:first-child), .numbers th:not(:first-child)
+  { text-align: right; font-variant-numeric: tabular-nums; }
 .states td, .states th { white-space: nowrap; }
 .states img { display: block; width: 60px; height: 60px; }
 .record td:first-child { color: var(--soft); white-space: nowrap; }

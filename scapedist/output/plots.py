@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -319,6 +320,9 @@ def crosscheck(r2: Mapping[str, NDArray], errors: Mapping[str, NDArray], where: 
         share = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
         ax.semilogx(ordered, share, color=palette[name], label=name)
     ax.set_ylim(0, 101)
+    low, high = np.log10(np.maximum(ax.get_xlim(), 1e-12))
+    ax.set_xlim(10 ** np.floor(low), 10 ** np.ceil(high))  # else labels crowd within a decade
+    ax.xaxis.set_minor_formatter(NullFormatter())
     if where.shape[1] == 1:
         where = np.repeat(where, 2, axis=1)
     for number, (name, values) in enumerate(errors.items()):

@@ -19,7 +19,7 @@ MAX_AXES = 6
 BINS = 72
 KEPT = (0.0005, 0.9995)
 """Quantiles of each component that the maps reach to; outliers would empty them."""
-MAX_GROUPS = 10
+MAX_GROUPS = 8
 _WORDS = {
     "exact": "decoding each",
     "reduced": "evaluating each one's field at a few points",
@@ -216,7 +216,7 @@ def _states(digest: Digest, results: Mapping[str, Any]) -> list[object]:
             + _posterior(results, total)
             + "Lists of particles are in states/by_volume.",
         ),
-        table(["state", "particles", "of all", "by sketch group"], rows, "states"),
+        table(["state", "particles", "of all", "by sketch group"], rows, "numbers"),
     ]
 
 
@@ -263,9 +263,9 @@ def _missed(digest: Digest) -> list[object]:
     counts = [f"{n:,} particle" + "s" * (n != 1) for n in sizes[:MAX_GROUPS]]
     parts.append(table([], [shown, counts, [f"medoid {m}" for m in medoids[:MAX_GROUPS]]]))
     if len(sizes) > MAX_GROUPS:
-        parts.append(
-            tag("p", f"{len(sizes) - MAX_GROUPS} smaller groups are in maps/missed.", class_="note")
-        )
+        n = len(sizes) - MAX_GROUPS
+        words = f"{n} more group{'s are' if n > 1 else ' is'} in maps/missed."
+        parts.append(tag("p", words, class_="note"))
     return parts
 
 
@@ -304,7 +304,7 @@ def _axes(digest: Digest) -> list[object]:
     return [
         tag("h3", "Components of all particles"),
         tag("p", words),
-        details("the first ten", table(headers, rows)),
+        details("the first ten", table(headers, rows, "numbers")),
     ]
 
 
@@ -345,7 +345,7 @@ def _crosscheck(digest: Digest, results: Mapping[str, Any], drawn: Plots) -> lis
             f"The methods against exact decoding, on {results['sample']:,} particles that none was "
             "trained with. Errors are relative to the landscape's total standard deviation.",
         ),
-        table(headers, rows),
+        table(headers, rows, "numbers"),
         show(drawn, "crosscheck.png", plots.to_png(figure), "errors of the methods"),
         details("the worst particles", table([], list(worst.items()), "record")),
     ]

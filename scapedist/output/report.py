@@ -449,6 +449,8 @@ def _words(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {_words(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_words(item) for item in value)
     return str(value)
