@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
@@ -15,14 +15,12 @@ from scapedist.analysis import gram, linkage
 from scapedist.analysis import mask as masks
 from scapedist.analysis import states as grouping
 from scapedist.errors import InputError, RunError
+from scapedist.landscape.record import Recorded
 from scapedist.landscape.settings import MaskSettings, PcaSettings, StatesSettings
 from scapedist.output.maps import read_map, write_map
 from scapedist.output.selections import write_state_particles
 from scapedist.plan import batches, block_rows
 from scapedist.store import read_rows
-
-if TYPE_CHECKING:
-    from scapedist.landscape.run import Run
 
 Begin = Callable[[], None]
 """Called before a stage's first write: until then a bad option costs nothing."""
@@ -36,7 +34,7 @@ TRAVERSED_COMPONENTS, TRAVERSAL_POINTS = 5, 10
 # -- mask
 
 
-def mask(run: Run, settings: MaskSettings, begin: Begin) -> dict[str, Any]:
+def mask(run: Recorded, settings: MaskSettings, begin: Begin) -> dict[str, Any]:
     """Write ``mask``, ``mask_claims``, ``sketch/quality`` and ``maps/mask.mrc``."""
     store = run.store
     if "volumes/masked" in store:
@@ -55,7 +53,7 @@ def mask(run: Run, settings: MaskSettings, begin: Begin) -> dict[str, Any]:
 
 
 def make_mask(
-    run: Run,
+    run: Recorded,
     volumes: zarr.Array,
     percentiles: np.ndarray,
     settings: MaskSettings,
@@ -94,7 +92,7 @@ def make_mask(
     return weights
 
 
-def _check_masked_store(run: Run, settings: MaskSettings) -> np.ndarray:
+def _check_masked_store(run: Recorded, settings: MaskSettings) -> np.ndarray:
     """The mask that a masked store was made with; no other can be had from it."""
     made_with = run.store.stages["generate"]["results"]["mask"]
     asked = MaskSettings(**made_with)
@@ -107,7 +105,7 @@ def _check_masked_store(run: Run, settings: MaskSettings) -> np.ndarray:
     return run.store.read("mask")
 
 
-def _measure_quality(run: Run, weights: np.ndarray) -> None:
+def _measure_quality(run: Recorded, weights: np.ndarray) -> None:
     """Distances in the mask within sampled groups and between random sketch volumes."""
     store = run.store
     group = store.read("sketch/quality/group")
@@ -137,7 +135,7 @@ def _rms(differences: np.ndarray) -> np.ndarray:
 # -- reading volumes
 
 
-def _blocks(run: Run, volumes: zarr.Array, what: str) -> Iterator[np.ndarray]:
+def _blocks(run: Recorded, volumes: zarr.Array, what: str) -> Iterator[np.ndarray]:
     """Blocks (m, d, d, d) of consecutive volumes."""
     size = max(1, READ_BYTES // int(np.prod(volumes.shape[1:]) * 4))
     for start, stop in batches(volumes.shape[0], size):
@@ -149,7 +147,11 @@ class _Rows:
     """Masked voxels of a run's volumes, whichever way they are stored."""
 
     def __init__(
-        self, run: Run, weights: np.ndarray, clip_negative: bool = False, soft_mask: bool = False
+        self,
+        run: Recorded,
+        weights: np.ndarray,
+        clip_negative: bool = False,
+        soft_mask: bool = False,
     ) -> None:
         self.run, self.weights = run, weights
         self.clip_negative, self.soft_mask = clip_negative, soft_mask
@@ -175,7 +177,7 @@ class _Rows:
         return result
 
 
-def sketch_voxels(run: Run, fitted: PcaSettings, rows: np.ndarray) -> np.ndarray:
+def sketch_voxels(run: Recorded, fitted: PcaSettings, rows: np.ndarray) -> np.ndarray:
     """Masked voxels (m, n_voxels) float32 of sketch volumes, as the components were fitted to."""
     reader = _Rows(run, run.store.read("mask"), fitted.clip_negative, fitted.soft_mask)
     return reader.of(reader.main, rows)
@@ -184,7 +186,7 @@ def sketch_voxels(run: Run, fitted: PcaSettings, rows: np.ndarray) -> np.ndarray
 # -- components
 
 
-def included_volumes(run: Run, exclude_states: tuple[int, ...]) -> np.ndarray:
+def included_volumes(run: Recorded, exclude_states: tuple[int, ...]) -> np.ndarray:
     """Which volumes are analysed, (n,) bool, when states are left out.
 
     States are those of the last analysis of all volumes, so that the same command means the
@@ -214,7 +216,7 @@ def included_volumes(run: Run, exclude_states: tuple[int, ...]) -> np.ndarray:
 
 
 def pca(
-    run: Run,
+    run: Recorded,
     settings: PcaSettings,
     included: np.ndarray,
     memory_limit: int | None,
@@ -273,7 +275,7 @@ def _cached_reader(rows: _Rows, members: np.ndarray, block: int) -> gram.Reader:
     return read
 
 
-def _traverse(run: Run, rows: _Rows, fitted: gram.Components, members: np.ndarray) -> None:
+def _traverse(run: Recorded, rows: _Rows, fitted: gram.Components, members: np.ndarray) -> None:
     """Points along the leading components: synthetic maps, and the real volumes nearest to them."""
     store, pixel_size = run.store, run.store.source["pixel_size_angstroms"]
     shutil.rmtree(run.directory / "maps" / "components", ignore_errors=True)
@@ -296,7 +298,7 @@ def _traverse(run: Run, rows: _Rows, fitted: gram.Components, members: np.ndarra
     store.write("components/traversal_volume", nearest, dimensions)
 
 
-def volume_of(run: Run, row: int) -> np.ndarray:
+def volume_of(run: Recorded, row: int) -> np.ndarray:
     """A sketch volume (d, d, d) float32; zero outside the mask where only that is stored."""
     if "volumes/0" in run.store:
         return read_rows(run.store.array("volumes/0"), slice(row, row + 1))[0].astype(np.float32)
@@ -307,7 +309,7 @@ def volume_of(run: Run, row: int) -> np.ndarray:
 # -- states
 
 
-def states(run: Run, settings: StatesSettings, begin: Begin) -> dict[str, Any]:
+def states(run: Recorded, settings: StatesSettings, begin: Begin) -> dict[str, Any]:
     """Write ``states/``, maps and particle lists of each state."""
     store = run.store
     included = store.read("components/included")
@@ -352,7 +354,7 @@ def states(run: Run, settings: StatesSettings, begin: Begin) -> dict[str, Any]:
 
 
 def _write_state_maps(
-    run: Run, labels: np.ndarray, occupancy: np.ndarray, medoid: np.ndarray
+    run: Recorded, labels: np.ndarray, occupancy: np.ndarray, medoid: np.ndarray
 ) -> None:
     """Occupancy-weighted mean and standard deviation of each state, as arrays and as maps."""
     store, pixel_size = run.store, run.store.source["pixel_size_angstroms"]
@@ -381,7 +383,7 @@ def _write_state_maps(
         run.progress("states", state + 1, n_states)
 
 
-def _volume_blocks(run: Run, rows: np.ndarray, weights: np.ndarray) -> Iterator[np.ndarray]:
+def _volume_blocks(run: Recorded, rows: np.ndarray, weights: np.ndarray) -> Iterator[np.ndarray]:
     """Blocks (m, d, d, d) of the volumes of some rows."""
     masked = "volumes/masked" in run.store
     array = run.store.array("volumes/masked" if masked else "volumes/0")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -16,14 +16,12 @@ from scapedist.errors import RunError
 from scapedist.landscape.batches import VolumeSource
 from scapedist.landscape.generate import made_of_maps, make_source, plan_generation
 from scapedist.landscape.projection import Projection, exact_batch
+from scapedist.landscape.record import Recorded
 from scapedist.landscape.settings import GenerateSettings, PcaSettings, from_record
 from scapedist.model.checkpoint import read_decoder
 from scapedist.plan import batches
 from scapedist.store import RowFile, RunStore, read_rows
 from scapedist.workers import Workers
-
-if TYPE_CHECKING:
-    from scapedist.landscape.run import Run
 
 WRITE_ROWS = 8192
 """Particles of a chunk."""
@@ -40,7 +38,7 @@ class Embedder:
         Where to compute; bytes a worker may use.
     """
 
-    def __init__(self, run: Run, workers: Workers, memory_limit: int | None) -> None:
+    def __init__(self, run: Recorded, workers: Workers, memory_limit: int | None) -> None:
         self.run, self.store, self.workers = run, run.store, workers
         self.memory_limit = memory_limit
         record = self.store.stages.get("pca")

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from scapedist.analysis.sketch import grow_sketch, make_sketch, quality_sample
 from scapedist.errors import InputError, RunError
 from scapedist.landscape.batches import VolumeSource, generate_batch
 from scapedist.landscape.ensemble import open_ensemble
+from scapedist.landscape.record import Recorded
 from scapedist.landscape.settings import GenerateSettings, MaskSettings, SketchSettings
 from scapedist.model.checkpoint import read_decoder
 from scapedist.model.decoder import Decoder
@@ -25,15 +26,12 @@ from scapedist.plan import DecodePlan, batches, check_disk, plan_decode
 from scapedist.store import RunStore
 from scapedist.workers import Workers
 
-if TYPE_CHECKING:
-    from scapedist.landscape.run import Run
-
 DEFAULT_BOX_SIZE = 128
 """Volumes are decoded at most at this box unless a size is asked for (as cryoDRGN does)."""
 FULL, MASKED, PILOT, QUALITY = "volumes/0", "volumes/masked", "volumes/pilot", "volumes/quality"
 
 
-def sketch(run: Run, settings: SketchSettings, begin: Callable[[], None]) -> dict[str, Any]:
+def sketch(run: Recorded, settings: SketchSettings, begin: Callable[[], None]) -> dict[str, Any]:
     """Choose the particles to decode and write ``sketch/``."""
     latents = run.store.read("latents")
     excluded = None
@@ -70,7 +68,7 @@ def sketch(run: Run, settings: SketchSettings, begin: Callable[[], None]) -> dic
 
 
 def generate(
-    run: Run,
+    run: Recorded,
     settings: GenerateSettings,
     mask: MaskSettings,
     workers: Workers,
@@ -185,7 +183,7 @@ def _check_disk(store: RunStore, needed_bytes: int) -> None:
     check_disk(needed_bytes, shutil.disk_usage(store.directory).free, str(store.directory))
 
 
-def made_of_maps(run: Run) -> str | None:
+def made_of_maps(run: Recorded) -> str | None:
     """The directory of maps that a run's volumes are taken from, where it has one."""
     settings = run.store.last_settings("sketch") or {"settings": {}}
     maps: str | None = settings["settings"].get("maps")
@@ -193,7 +191,7 @@ def made_of_maps(run: Run) -> str | None:
 
 
 def make_source(
-    run: Run, settings: GenerateSettings, latents: dict[str, np.ndarray]
+    run: Recorded, settings: GenerateSettings, latents: dict[str, np.ndarray]
 ) -> VolumeSource:
     """What the workers need, from the run's model or from maps on disk."""
     maps = made_of_maps(run)
@@ -296,7 +294,7 @@ def _create_arrays(
 
 
 def _decode(
-    run: Run,
+    run: Recorded,
     source: VolumeSource,
     counts: dict[str, int],
     entries: list[dict[str, Any]],
@@ -349,7 +347,7 @@ def _gather(entries: list[dict[str, Any]], name: str, key: str, n: int) -> np.nd
     return values
 
 
-def _precision_error(run: Run, source: VolumeSource, name: str) -> float:
+def _precision_error(run: Recorded, source: VolumeSource, name: str) -> float:
     """Largest relative L2 error of up to four stored volumes against float32 ones."""
     rows = spread_evenly(len(source.latents[name]), 4)
     exact = dataclasses.replace(source, dtype="float32", token=f"{source.token} exact")

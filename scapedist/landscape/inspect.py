@@ -23,8 +23,8 @@ from scapedist.landscape.generate import (
     stored_entries,
     volume_box_size,
 )
+from scapedist.landscape.record import Recorded
 from scapedist.landscape.reduced_map import FURTHER, HELD_OUT
-from scapedist.landscape.run import Run
 from scapedist.landscape.settings import GenerateSettings, SketchSettings, from_record
 from scapedist.model.field import Field
 from scapedist.model.reference import reference_decoder
@@ -207,7 +207,7 @@ def _reduced_seconds(seconds_a_volume: float, n_particles: int, n_points: int) -
     return seconds_a_volume * (decoded + n_particles * points / n_points)
 
 
-def verify(run: Run, n_sample: int = 3) -> Verdict:
+def verify(run: Recorded, n_sample: int = 3) -> Verdict:
     """Check checksums and completeness of all arrays, and decode a sample of volumes again.
 
     Damaged volumes are taken out of the run's record, so that ``generate`` makes them again.
@@ -293,7 +293,7 @@ def _array_names(store: RunStore) -> list[str]:
 
 
 def _decode_again(
-    run: Run, record: dict[str, Any], name: str, rows: np.ndarray
+    run: Recorded, record: dict[str, Any], name: str, rows: np.ndarray
 ) -> tuple[float | None, float | None]:
     """Largest relative L2 errors of stored volumes against both ways of decoding them."""
     settings = from_record(GenerateSettings, record)
@@ -325,7 +325,7 @@ def _relative_error(value: Any, reference: np.ndarray) -> float:
 
 
 def _withdraw(
-    run: Run,
+    run: Recorded,
     record: dict[str, Any],
     name: str,
     damaged: list[int],

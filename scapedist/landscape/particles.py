@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +15,11 @@ from scapedist.analysis.states import number_by_size
 from scapedist.errors import RunError
 from scapedist.landscape.embedder import WRITE_ROWS, Embedder, sketch_residual
 from scapedist.landscape.projection import masked_batch, whole_volumes
+from scapedist.landscape.record import Recorded
 from scapedist.output.maps import write_map
 from scapedist.output.selections import write_state_particles
 from scapedist.plan import batches
 from scapedist.store import RunStore, embeddings, read_rows
-
-if TYPE_CHECKING:
-    from scapedist.landscape.run import Run
 
 REPRESENTATIVES = 24
 """Missed particles that are decoded to tell groups of them apart."""
@@ -74,7 +72,7 @@ class _Embedded:
             yield start, stop, block, squared
 
 
-def place_particles(run: Run, method: str) -> dict[str, Any]:
+def place_particles(run: Recorded, method: str) -> dict[str, Any]:
     """Write ``particles/`` from an embedding, and lists of the particles of each state.
 
     Where there are error bars, ``within_posterior`` marks particles whose latent's uncertainty
