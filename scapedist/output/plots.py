@@ -304,7 +304,7 @@ def crosscheck(r2: Mapping[str, NDArray], errors: Mapping[str, NDArray], where: 
     """
     width = 9.4 + 3.3 * (len(errors) - 1)
     figure = Figure(figsize=(width, 3.4))
-    palette = dict(zip(errors, ("#4477AA", "#CC6677", "#117733", "#DDCC77"), strict=False))
+    palette = {name: colour_of(number) for number, name in enumerate(errors)}
     unit = 3.3 / width
     ax = _axes(figure, (0.7 / width, 0.16, 2.2 / width, 0.76), "component", "1 - R²")
     for name, values in r2.items():

@@ -515,3 +515,13 @@ def test_png_round_trip_of_a_thumbnail():
     picture = images.grey(np.linspace(0, 1, 64).reshape(8, 8), (0, 1))
     with Image.open(io.BytesIO(thumbnail(picture, 8))) as image:
         np.testing.assert_array_equal(np.asarray(image), picture)
+
+
+def test_any_number_of_methods_is_compared():
+    rng = np.random.default_rng(0)
+    names = ["reduced", "exact_12", "exact_14", "exact_16", "exact_18", "mlp"]
+    errors = {name: rng.random(20) for name in names}
+    figure = plots.crosscheck({name: rng.random(4) for name in names}, errors, rng.random((20, 2)))
+    lines = figure.axes[1].lines
+    assert [line.get_label() for line in lines] == names
+    assert len({line.get_color() for line in lines}) == len(names)
