@@ -20,7 +20,7 @@ from scapedist.landscape.settings import MaskSettings, PcaSettings, StatesSettin
 from scapedist.output.maps import read_map, write_map
 from scapedist.output.selections import write_state_particles
 from scapedist.plan import batches, block_rows
-from scapedist.store import read_rows
+from scapedist.store import BUILT_ON, read_rows
 
 Begin = Callable[[], None]
 """Called before a stage's first write: until then a bad option costs nothing."""
@@ -222,7 +222,7 @@ def pca(
     memory_limit: int | None,
     begin: Begin,
 ) -> dict[str, Any]:
-    """Write ``components/`` and ``sketch/coordinates``, and the maps along the components."""
+    """Write ``components/``, and ``coordinates`` and ``residual`` of the sketch; traverse them."""
     store = run.store
     weights = store.read("mask")
     rows = _Rows(run, weights, settings.clip_negative, settings.soft_mask)
@@ -237,21 +237,24 @@ def pca(
             "Check the latents, or choose another mask."
         )
     begin()
-    for name in ("embedding", "missed", "axes", "crosscheck", "particles"):  # of other components
+    for name in (*BUILT_ON, "axes"):  # of other components
         store.delete(name)
     n, r = len(included), len(fitted.variance)
-    coordinates = np.full((n, r), np.nan)
-    coordinates[members] = fitted.coordinates
+    coordinates, norms = np.empty((n, r)), np.empty(n)
+    coordinates[members], norms[members] = fitted.coordinates, np.diag(product.matrix)
     left_out = np.flatnonzero(~included)
     for start, stop in batches(len(left_out), block):
-        voxels = rows.of(rows.main, left_out[start:stop]) - fitted.mean
-        coordinates[left_out[start:stop]] = voxels @ fitted.vectors.T
+        some = left_out[start:stop]
+        voxels = rows.of(rows.main, some) - fitted.mean
+        coordinates[some], norms[some] = voxels @ fitted.vectors.T, np.square(voxels).sum(1)
+    residual = np.maximum(norms - np.square(coordinates).sum(1), 0)
     store.write("components/mean", fitted.mean, ("voxel",))
     store.write("components/vectors", fitted.vectors.astype(np.float32), ("component", "voxel"))
     store.write("components/variance", fitted.variance, ("component",))
     store.write("components/variance_ratio", fitted.variance_ratio, ("component",))
     store.write("components/included", included, ("volume",))
     store.write("sketch/coordinates", coordinates, ("volume", "component"))
+    store.write("sketch/residual", residual, ("volume",))
     store.write("components/gram", product.matrix, ("included", "included_"))
     _traverse(run, rows, fitted, members)
     return {

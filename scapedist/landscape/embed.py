@@ -10,7 +10,7 @@ import numpy as np
 
 from scapedist.analysis.crosscheck import relative_error
 from scapedist.errors import InputError
-from scapedist.landscape.embedder import WRITE_ROWS, Embedder, sketch_residual
+from scapedist.landscape.embedder import WRITE_ROWS, Embedder
 from scapedist.landscape.generate import spread_evenly
 from scapedist.landscape.projection import (
     COVARIANCE_COMPONENTS,
@@ -275,9 +275,7 @@ def _embed_mlp(
         residual = store.read("embedding/map/training_residual")
     else:
         particles = store.read("sketch/particle")
-        coordinates, residual = store.read("sketch/coordinates"), sketch_residual(store, embedder.r)
-    unknown = np.isnan(residual)  # volumes left out of the components
-    _, residual[unknown] = embedder.exact_rows(particles[unknown], "decoding for the MLP")
+        coordinates, residual = store.read("sketch/coordinates"), store.read("sketch/residual")
     residual = residual + np.square(coordinates[:, components:]).sum(1)
     begin()
     epochs, learning_rate = MLP_VARIANTS[settings.variant]

@@ -20,7 +20,7 @@ from scapedist.landscape.record import Recorded
 from scapedist.landscape.settings import GenerateSettings, PcaSettings, from_record
 from scapedist.model.checkpoint import read_decoder
 from scapedist.plan import batches
-from scapedist.store import RowFile, RunStore, read_rows
+from scapedist.store import RowFile, read_rows
 from scapedist.workers import Workers
 
 WRITE_ROWS = 8192
@@ -210,13 +210,3 @@ class Embedder:
                         compress=True,
                     )
                 arrays[name][start : start + len(rows)] = rows
-
-
-def sketch_residual(store: RunStore, n_components: int) -> np.ndarray:
-    """What the first components miss of each sketch volume (m,); NaN where it was left out."""
-    included = store.read("components/included")
-    coordinates = store.read("sketch/coordinates")[:, :n_components]
-    residual = np.full(len(included), np.nan)
-    norms = np.diag(store.read("components/gram"))
-    residual[included] = np.maximum(norms - np.square(coordinates[included]).sum(1), 0)
-    return residual

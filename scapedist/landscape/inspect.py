@@ -41,6 +41,7 @@ _MAKERS = {
     "sketch/quality/distance": "mask",
     "sketch/quality/between": "mask",
     "sketch/coordinates": "pca",
+    "sketch/residual": "pca",
     "sketch": "sketch",
     "volumes": "generate",
     "mask": "mask",

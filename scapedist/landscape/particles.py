@@ -13,7 +13,7 @@ from scapedist.analysis.gram import Gram
 from scapedist.analysis.linkage import cut, link
 from scapedist.analysis.states import number_by_size
 from scapedist.errors import RunError
-from scapedist.landscape.embedder import WRITE_ROWS, Embedder, sketch_residual
+from scapedist.landscape.embedder import WRITE_ROWS, Embedder
 from scapedist.landscape.projection import masked_batch, whole_volumes
 from scapedist.landscape.record import Recorded
 from scapedist.output.maps import write_map
@@ -45,9 +45,10 @@ class SketchVolumes:
     """The sketch volumes on the first components, and what these miss of them."""
 
     def __init__(self, store: RunStore, n_components: int) -> None:
-        self.coordinates = store.read("sketch/coordinates")[:, :n_components]
-        residual = sketch_residual(store, n_components)
-        self.residual = np.where(np.isnan(residual), np.nanmedian(residual), residual)
+        coordinates = store.read("sketch/coordinates")
+        self.coordinates = coordinates[:, :n_components]
+        beyond = np.square(coordinates[:, n_components:]).sum(1)
+        self.residual = store.read("sketch/residual") + beyond
 
     def squared_distances(self, coordinates: np.ndarray, residual: np.ndarray) -> np.ndarray:
         """Of particles (n, r), (n,) and the sketch volumes, (n, m) float64."""

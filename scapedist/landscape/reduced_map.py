@@ -12,7 +12,7 @@ import numpy as np
 from scapedist.analysis import embedding as maths
 from scapedist.analysis.crosscheck import relative_error
 from scapedist.errors import InputError
-from scapedist.landscape.embedder import Embedder, sketch_residual
+from scapedist.landscape.embedder import Embedder
 from scapedist.landscape.generate import spread_evenly
 from scapedist.landscape.projection import Training, energy_of, kernel_block, readout_block
 from scapedist.landscape.settings import NOT_WHERE_CLIPPED, EmbedSettings
@@ -93,7 +93,7 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
     fitted = np.flatnonzero(store.read("components/included"))
     taught = fitted[spread_evenly(len(fitted), SKETCH_ROWS)]
     coordinates = store.read("sketch/coordinates")[taught]
-    residual = sketch_residual(store, embedder.r)[taught]
+    residual = store.read("sketch/residual")[taught]
     points = _points(embedder, sketch, settings.seed)
     # a map that costs more than it saves is none
     most = max(min(FURTHER[0] // 4, len(others) - n_held), (len(others) - n_held) // 25)

@@ -102,6 +102,21 @@ def test_reduced_is_the_same_from_any_number_of_workers(embedded, base, tmp_path
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_the_sketchs_residual_is_that_of_its_volumes(few):
+    """Also of volumes left out of the components."""
+    few.pca(components=3, exclude_states=(1,)).states(states=2).embed(method="exact")
+    store = few.store
+    included, rows = store.read("components/included"), store.read("sketch/particle")
+    assert 0 < included.sum() < len(included)
+    found = store.read("sketch/residual")
+    np.testing.assert_allclose(found, store.read("embedding/exact/residual")[rows], rtol=1e-4)
+    gram = store.read("components/gram")
+    coordinates = store.read("sketch/coordinates")[included]
+    np.testing.assert_allclose(
+        found[included], np.diag(gram) - np.square(coordinates).sum(1), rtol=1e-12
+    )
+
+
 def test_exact_is_the_same_from_any_number_of_workers_and_resumes(few, tmp_path, monkeypatch):
     shutil.copytree(few.directory, tmp_path / "other")
     few.embed(method="exact")
