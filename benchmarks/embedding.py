@@ -31,6 +31,7 @@ from scapedist.analysis.embedding import Calibration, FieldModel
 from scapedist.landscape import Run
 from scapedist.landscape.batches import VolumeSource, field_of
 from scapedist.landscape.embedder import Embedder
+from scapedist.landscape.generate import spread_evenly
 from scapedist.landscape.projection import ReducedMap, evaluate_map, exact_batch, reduced_batch
 from scapedist.workers import open_workers
 
@@ -78,7 +79,7 @@ def run(name: str, tables: tuple[str, ...] = TABLES) -> dict[str, list[dict[str,
         as_file(files("scapedist") / "data" / "adk") as bundled,
     ):
         truth = np.load(bundled / "truth.npz")["state"]
-        rows = np.linspace(0, len(truth) - 1, size.n_particles).round().astype(np.int64)
+        rows = spread_evenly(len(truth), size.n_particles)
         workdir = copy_with_particles(bundled, 14, rows, Path(directory) / "model")
         truth = truth[rows]
         made: dict[str, Callable[[], list[dict[str, Any]]]] = {

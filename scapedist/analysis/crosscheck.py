@@ -27,26 +27,33 @@ def agreement(found: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
         ``error_quantiles`` (median, 90 %, 99 %, largest) of the particles' errors, and
         ``component_error_quantiles`` of each component's absolute errors, both relative likewise.
     """
+    tiny = np.finfo(float).tiny
     error = found.astype(np.float64) - exact
-    variance = np.var(exact, axis=0, dtype=np.float64)
-    total = float(np.sqrt(max(variance.sum(), np.finfo(float).tiny)))
-    norms = np.linalg.norm(error, axis=1) / total
-    explained = 1 - np.square(error).mean(0) / np.maximum(variance, np.finfo(float).tiny)
+    explained = 1 - np.square(error).mean(0) / np.maximum(np.var(exact, 0, np.float64), tiny)
+    quantiles = np.quantile(np.abs(error) / total_deviation(exact), QUANTILES, axis=0)
     return {
         "r2": explained.tolist(),
         "relative_error": relative_error(error, exact),
-        "error_quantiles": np.quantile(norms, QUANTILES).tolist(),
-        "component_error_quantiles": (
-            np.quantile(np.abs(error) / total, QUANTILES, axis=0).T.tolist()
-        ),
+        "error_quantiles": np.quantile(relative_errors(error, exact), QUANTILES).tolist(),
+        "component_error_quantiles": quantiles.T.tolist(),
     }
+
+
+def total_deviation(exact: np.ndarray) -> float:
+    """Total standard deviation of coordinates (n, r), above zero."""
+    variance = np.var(exact, axis=0, dtype=np.float64).sum()
+    return float(np.sqrt(max(variance, np.finfo(float).tiny)))
+
+
+def relative_errors(error: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Norms (n,) of errors (n, r), relative to the total standard deviation."""
+    norms: np.ndarray = np.linalg.norm(error.astype(np.float64), axis=1)
+    return norms / total_deviation(exact)
 
 
 def relative_error(error: np.ndarray, exact: np.ndarray) -> float:
     """Root mean square norm of errors (n, r), relative to the total standard deviation."""
-    total = np.var(exact, axis=0, dtype=np.float64).sum()
-    squared = np.square(error.astype(np.float64)).sum(1).mean()
-    return float(np.sqrt(squared / max(total, np.finfo(float).tiny)))
+    return float(np.sqrt(np.square(relative_errors(error, exact)).mean()))
 
 
 def neighbour_overlap(found: np.ndarray, exact: np.ndarray, k: int = NEIGHBOURS) -> float | None:

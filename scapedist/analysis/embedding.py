@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scapedist.analysis.sketch import nearest_center
+
 GOLDEN = (np.sqrt(5) - 1) / 2
 POOL = 20_000
 """Particles that further training volumes are drawn from, at most."""
@@ -107,13 +109,12 @@ def spread_rows(latents: np.ndarray, chosen: np.ndarray, n: int, seed: int) -> n
     -------
     (n,) int64, in the order drawn
     """
-    from scipy.spatial import cKDTree
-
     rng = np.random.default_rng(seed)
     pool = rng.permutation(np.setdiff1d(np.arange(len(latents)), chosen))[:POOL]
     deviation = np.maximum(latents.std(0, dtype=np.float64), 1e-12)
     points = (latents[pool] / deviation).astype(np.float32)
-    distance = np.square(cKDTree(latents[chosen] / deviation).query(points)[0]).astype(np.float32)
+    distance, _ = nearest_center(latents[chosen] / deviation, points)
+    distance = np.square(distance).astype(np.float32)
     drawn = np.empty(min(n, len(pool)), np.int64)
     left = np.ones(len(pool), bool)
     for i in range(len(drawn)):

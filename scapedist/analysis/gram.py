@@ -133,8 +133,7 @@ def fit_components(gram: Gram, read: Reader, block_rows: int, n_components: int)
     for start, stop in batches(n, block_rows):
         components += vectors[start:stop].T @ (read(start, stop) - gram.mean)
     components /= np.sqrt(values)[:, None]
-    largest = np.abs(components).argmax(1)
-    signs = np.sign(components[np.arange(len(values)), largest])
+    signs = signs_of(components)
     return Components(
         mean=gram.mean,
         vectors=components * signs[:, None],
@@ -142,6 +141,18 @@ def fit_components(gram: Gram, read: Reader, block_rows: int, n_components: int)
         variance_ratio=values / total,
         coordinates=vectors * (np.sqrt(values) * signs),
     )
+
+
+def signs_of(vectors: np.ndarray) -> np.ndarray:
+    """Signs (k,) that make the largest entry of each of some vectors (k, p) positive."""
+    return np.sign(vectors[np.arange(len(vectors)), np.abs(vectors).argmax(1)])
+
+
+def principal_axes(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variances (k,), widest first, and axes (k, k), one a row, of a covariance (k, k)."""
+    variance, vectors = np.linalg.eigh(covariance)
+    variance, vectors = np.maximum(variance[::-1], 0), vectors[:, ::-1].T
+    return variance, vectors * signs_of(vectors)[:, None]
 
 
 def isometric_coordinates(gram: Gram) -> np.ndarray:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scapedist.analysis import gram
+
 MISSED_DEVIATIONS = 4.0
 """A particle is missed from this many robust standard deviations above the median, in logarithm."""
 
@@ -107,7 +109,7 @@ class Axes:
     angle_degrees: np.ndarray
 
 
-def principal_axes(n: int, total: np.ndarray, products: np.ndarray) -> Axes:
+def axes_from_sums(n: int, total: np.ndarray, products: np.ndarray) -> Axes:
     """Principal axes from sums over particles.
 
     Parameters
@@ -121,10 +123,7 @@ def principal_axes(n: int, total: np.ndarray, products: np.ndarray) -> Axes:
     """
     mean = total / n
     covariance = (products - n * np.outer(mean, mean)) / max(n - 1, 1)
-    variance, vectors = np.linalg.eigh(covariance)
-    variance, vectors = np.maximum(variance[::-1], 0), vectors[:, ::-1].T
-    largest = np.abs(vectors).argmax(1)
-    vectors = vectors * np.sign(vectors[np.arange(len(vectors)), largest])[:, None]
+    variance, vectors = gram.principal_axes(covariance)
     cosines = [
         np.linalg.svd(vectors[:k, :k], compute_uv=False)[-1] for k in range(1, len(vectors) + 1)
     ]

@@ -49,14 +49,12 @@ def grow_sketch(sketch: Sketch, latents: np.ndarray, added: np.ndarray) -> Sketc
     added = added[~np.isin(added, sketch.particle)]
     if not len(added):
         return sketch
-    from scipy.spatial import cKDTree
-
     assignment = sketch.assignment.copy()
-    own = cKDTree(latents[sketch.particle]).query(latents)[0]
+    own, _ = nearest_center(latents[sketch.particle], latents)
     member = assignment >= 0
     center = latents[sketch.particle[assignment[member]]]
     own[member] = np.linalg.norm(latents[member] - center, axis=1)
-    distance, nearest = cKDTree(latents[added]).query(latents)
+    distance, nearest = nearest_center(latents[added], latents)
     moved = distance < own
     assignment[moved] = len(sketch.particle) + nearest[moved]
     return Sketch(np.concatenate([sketch.particle, added]), assignment)
@@ -117,7 +115,7 @@ def make_sketch(
     else:
         draw = _draw_uniform if method == "uniform" else _draw_geometric
         chosen = np.sort(draw(points, size, rng))
-        groups = _nearest(points[chosen], points)[1]
+        groups = nearest_center(points[chosen], points)[1]
         groups[chosen] = np.arange(len(chosen))
     assignment = np.full(len(latents), -1, np.int32)
     assignment[rows] = groups
@@ -151,7 +149,7 @@ def _lloyd(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndar
     size = len(centers)
     groups = np.full(len(points), -1)
     for _ in range(MAX_ITERATIONS):
-        distances, nearest = _nearest(centers, points)
+        distances, nearest = nearest_center(centers, points)
         if np.array_equal(nearest, groups):
             break
         groups = nearest
@@ -162,11 +160,11 @@ def _lloyd(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndar
         n_empty = size - int(filled.sum())
         if n_empty:  # an empty group restarts at the particles worst represented
             centers[~filled] = points[np.argsort(-distances, kind="stable")[:n_empty]]
-    groups = _nearest(centers, points)[1]
+    groups = nearest_center(centers, points)[1]
     return centers, groups
 
 
-def _nearest(centers: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest_center(centers: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distance and number of the center nearest to each point."""
     from scipy.spatial import cKDTree  # where it is used: settings are checked before
 

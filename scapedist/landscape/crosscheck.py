@@ -66,20 +66,17 @@ def crosscheck(embedder: Embedder, n_sample: int | None, seed: int) -> dict[str,
         residual = read_rows(store.array(f"embedding/{method}/residual"), rows)
         r = found.shape[1]
         beyond = exact_residual + np.square(exact[:, r:]).sum(1)
-        error = np.linalg.norm(found - exact[:, :r], axis=1)
-        total = np.sqrt(np.var(exact[:, :r], axis=0).sum())
+        error = maths.relative_errors(found - exact[:, :r], exact[:, :r])
         record = maths.agreement(found, exact[:, :r])
         record["residual_log_correlation"] = _log_correlation(residual, beyond)
-        record["worst"] = maths.worst(error / total, rows)
+        record["worst"] = maths.worst(error, rows)
         some = slice(None, MOST_ROWS)
         record["neighbour_overlap"] = maths.neighbour_overlap(found[some], exact[some, :r])
         if labels is not None:
-            record |= _states(
-                store, labels, (found, residual), (exact[:, :r], beyond), error / total
-            )
+            record |= _states(store, labels, (found, residual), (exact[:, :r], beyond), error)
         record |= _cost(store, method)
         results["methods"][method] = record
-        store.write(f"crosscheck/error/{method}", (error / total).astype(np.float32), ("sample",))
+        store.write(f"crosscheck/error/{method}", error.astype(np.float32), ("sample",))
     results["exact_seconds_a_particle"] = embedder.exact_seconds_a_particle()
     return results
 

@@ -14,11 +14,10 @@ import numpy as np
 
 from scapedist.errors import RunError
 from scapedist.landscape.batches import VolumeSource
-from scapedist.landscape.generate import made_of_maps, make_source, plan_generation
+from scapedist.landscape.generate import made_of_maps, make_source, plan_generation, read_weights
 from scapedist.landscape.projection import Projection, exact_batch
 from scapedist.landscape.record import Recorded
 from scapedist.landscape.settings import GenerateSettings, PcaSettings, from_record
-from scapedist.model.checkpoint import read_decoder
 from scapedist.plan import batches
 from scapedist.store import RowFile, read_rows
 from scapedist.workers import Workers
@@ -58,10 +57,7 @@ class Embedder:
                 f"Components live on the mask's voxels. The mask of {run.directory} has "
                 f"{n_masked}, its components {n_voxels}. Give `scapedist pca {run.directory}`."
             )
-        if run.model._decoder is None:
-            run.model.decoder = workers.call(
-                read_decoder, run.model.config, run.model.files["weights"]
-            )
+        read_weights(run, workers)
         self.projection = Projection(
             self._source(), self.fitted.clip_negative, self.fitted.soft_mask
         )

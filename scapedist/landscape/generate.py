@@ -81,9 +81,8 @@ def generate(
 
     store = run.store
     latents = store.read("latents")
-    if run.model._decoder is None and not made_of_maps(run):
-        files = run.model.files
-        run.model.decoder = workers.call(read_decoder, run.model.config, files["weights"])
+    if not made_of_maps(run):
+        read_weights(run, workers)
     rows = store.read("sketch/particle")
     quality_rows = store.read("sketch/quality/particle")
     source = make_source(run, settings, {FULL: latents[rows], QUALITY: latents[quality_rows]})
@@ -177,6 +176,13 @@ def stored_entries(
     for row in np.setdiff1d(np.arange(n_quality), bad_quality).tolist():
         entries.append({"array": QUALITY, "start": row, "stop": row + 1})
     return entries
+
+
+def read_weights(run: Recorded, workers: Workers) -> None:
+    """Read the model's decoder where torch is loaded already, unless it is read."""
+    if run.model._decoder is None:
+        files = run.model.files
+        run.model.decoder = workers.call(read_decoder, run.model.config, files["weights"])
 
 
 def _check_disk(store: RunStore, needed_bytes: int) -> None:

@@ -156,7 +156,7 @@ def find_missed(embedder: Embedder, method: str) -> dict[str, Any]:
     rows = np.flatnonzero(distance > threshold)
     rows = rows[np.argsort(-distance[rows], kind="stable")]
     groups, medoids, chosen = _groups(embedder, embedded, rows, threshold)
-    axes = maths.principal_axes(embedded.n, total, products)
+    axes = maths.axes_from_sums(embedded.n, total, products)
     store.delete("missed")
     store.delete("axes")
     for name, data, dimension in (

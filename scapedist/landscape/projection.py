@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -49,14 +49,22 @@ class Projection:
     map_name: str = "map"
     token: str = field(default_factory=lambda: uuid4().hex)
 
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """The mask (d, d, d)."""
+        return self.array("mask")
+
+    @cached_property
+    def inside(self) -> np.ndarray:
+        """Flat positions of the mask's voxels."""
+        return np.flatnonzero(self.weights > 0)
+
     def array(self, name: str) -> np.ndarray:
         """A whole array of the run."""
         return read_rows(zarr.open_array(f"{self.source.group_path}/{name}", mode="r"))
 
 
 class _Frame(NamedTuple):
-    inside: np.ndarray
-    weights: np.ndarray
     mean: np.ndarray
     vectors: Any
 
@@ -79,33 +87,31 @@ _MAPS: dict[str, ReducedMap] = {}
 
 
 def _frame_of(projection: Projection) -> _Frame:
-    """Mask and components in this process, read once."""
+    """Components in this process, read once."""
     import torch
 
     if projection.token not in _FRAMES:
-        weights = projection.array("mask")
         mean = projection.array("components/mean")
         if projection.low_pass is not None:
             mean = mean - projection.array("embedding/low_pass/shift")
         vectors = torch.from_numpy(projection.array("components/vectors"))
         _FRAMES.clear()
-        _FRAMES[projection.token] = _Frame(np.flatnonzero(weights > 0), weights, mean, vectors)
+        _FRAMES[projection.token] = _Frame(mean, vectors)
     return _FRAMES[projection.token]
 
 
 def masked_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     """Masked voxels (b, n_voxels) float32 of latents (b, zdim), as the components take them."""
-    weights = projection.array("mask")
-    return np.stack(list(_voxels(projection, latents, weights, np.flatnonzero(weights > 0))))
+    return np.stack(list(_voxels(projection, latents)))
 
 
-def _voxels(
-    projection: Projection, latents: np.ndarray, weights: np.ndarray, inside: np.ndarray
-) -> Iterator[np.ndarray]:
+def _voxels(projection: Projection, latents: np.ndarray) -> Iterator[np.ndarray]:
     """Masked voxels (n_voxels,) of one latent after the other."""
+    clip, soft = projection.clip_negative, projection.soft_mask
     for volume in projection.source.decode(latents, projection.low_pass):
-        row = volume.ravel()[inside][None]
-        yield masks.weigh(row, weights, projection.clip_negative, projection.soft_mask)[0]
+        yield masks.weigh(volume.ravel()[projection.inside][None], projection.weights, clip, soft)[
+            0
+        ]
 
 
 def whole_volumes(projection: Projection, latents: np.ndarray) -> np.ndarray:
@@ -130,8 +136,7 @@ def exact_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
 
     frame = _frame_of(projection)
     result = np.empty((len(latents), len(frame.vectors) + 1), np.float32)
-    every = _voxels(projection, latents, frame.weights, frame.inside)
-    for row, voxels in zip(result, every, strict=True):
+    for row, voxels in zip(result, _voxels(projection, latents), strict=True):
         difference = torch.from_numpy((voxels - frame.mean).astype(np.float32))
         coordinates = torch.mv(frame.vectors, difference)
         missed = torch.addmv(difference, frame.vectors.T, coordinates, alpha=-1).double()

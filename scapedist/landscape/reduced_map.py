@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from scapedist.analysis import embedding as maths
-from scapedist.analysis.crosscheck import relative_error
+from scapedist.analysis.crosscheck import relative_error, total_deviation
 from scapedist.errors import InputError
 from scapedist.landscape.embedder import Embedder
 from scapedist.landscape.generate import spread_evenly
@@ -66,7 +66,7 @@ class _Known:
     @property
     def total(self) -> float:
         """Total standard deviation of the landscape, by the held-out particles."""
-        return float(np.sqrt(np.var(self.held, axis=0).sum()))
+        return total_deviation(self.held)
 
 
 def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scapedist.analysis import gram
 from scapedist.errors import RunError
 from scapedist.output.images import View, view_of_mask
 
@@ -310,7 +311,5 @@ def principal_axes(latents: NDArray) -> tuple[NDArray, NDArray, NDArray]:
     """
     mean = latents.mean(0, dtype=np.float64)
     centred = latents - mean.astype(latents.dtype)
-    variance, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))
-    variance, axes = variance[::-1].clip(min=0), axes[:, ::-1]
-    largest = axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])]
-    return mean, axes * np.sign(largest), variance / max(variance.sum(), 1e-30)
+    variance, axes = gram.principal_axes((centred.T @ centred).astype(np.float64))
+    return mean, axes.T, variance / max(variance.sum(), 1e-30)

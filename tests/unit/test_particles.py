@@ -59,7 +59,7 @@ def test_axes_of_all_particles_are_numpys():
     rng = np.random.default_rng(0)
     points = rng.normal(size=(500, 4)) * [5, 3, 1, 0.5] @ np.linalg.qr(rng.normal(size=(4, 4)))[0]
     points += 7
-    axes = maths.principal_axes(len(points), points.sum(0), points.T @ points)
+    axes = maths.axes_from_sums(len(points), points.sum(0), points.T @ points)
     np.testing.assert_allclose(axes.mean, points.mean(0))
     values = np.linalg.svd(points - points.mean(0), compute_uv=False)
     np.testing.assert_allclose(axes.variance, values**2 / 499, rtol=1e-9)
