@@ -118,7 +118,8 @@ Embedding = Annotated[
     ),
 ]
 Tolerance = Annotated[
-    float, typer.Option(help="Of the reduced embedding: error relative to the spread.")
+    float | None,
+    typer.Option(help="Of the reduced embedding: error relative to the spread. [default: 0.001]"),
 ]
 ErrorBars = Annotated[
     bool,
@@ -170,7 +171,7 @@ def run(
     linkage: Linkage = None,
     exclude_states: ExcludeStates = None,
     embed: Embedding = None,
-    tolerance: Tolerance = 1e-3,
+    tolerance: Tolerance = None,
     error_bars: ErrorBars = False,
     umap: Umap = None,
     seed: Seed = None,
@@ -376,15 +377,19 @@ def states_command(
 @app.command()
 def embed(
     directory: RunDir,
-    method: Annotated[str, typer.Option(help="exact, reduced or mlp.")] = "reduced",
+    method: Annotated[
+        str | None, typer.Option(help="exact, reduced or mlp. [default: reduced]")
+    ] = None,
     components: Annotated[
         int | None, typer.Option(help="Components. [default: all that were fitted]")
     ] = None,
-    tolerance: Tolerance = 1e-3,
+    tolerance: Tolerance = None,
     box_size: Annotated[
         int | None, typer.Option(help="Of exact: only what a smaller box has. [default: all]")
     ] = None,
-    variant: Annotated[str, typer.Option(help="Of mlp: paper or cryodrgn.")] = "paper",
+    variant: Annotated[
+        str | None, typer.Option(help="Of mlp: paper or cryodrgn. [default: paper]")
+    ] = None,
     error_bars: ErrorBars = False,
     latents: Annotated[
         Path | None,
@@ -396,7 +401,7 @@ def embed(
     grow_sketch: Annotated[
         bool, typer.Option("--grow-sketch", help="Add what the sketch missed, and embed again.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Seed = None,
     workers: NWorkers = None,
     scheduler: Scheduler = None,
     memory_limit: MemoryLimit = None,
@@ -404,7 +409,7 @@ def embed(
     """Every particle's coordinates: by its own volume, from a few points of it, or guessed."""
     from scapedist.landscape import Run
     from scapedist.landscape.decode import embed_to_file
-    from scapedist.landscape.summary import summary
+    from scapedist.output.summary import summary
 
     if latents is not None:
         path = output or latents.with_name(f"{latents.stem}.embedded.npz")
@@ -446,11 +451,11 @@ def crosscheck(
     from rich.console import Console
     from rich.table import Table
 
-    from scapedist.landscape.crosscheck import table
+    from scapedist.output.summary import comparison
 
     with _at_work(directory, workers, scheduler, memory_limit) as (opened, *resources):
         results = opened.crosscheck(*resources, sample or None, seed)
-    header, *rows = table(results)
+    header, *rows = comparison(results)
     shown = Table(*header, title=f"{results['sample']} particles that no method has seen")
     for row in rows:
         shown.add_row(*row)
@@ -610,7 +615,7 @@ def _run_all(
             on_workers=reporter.workers,
             **options,
         )
-    from scapedist.landscape.summary import summary
+    from scapedist.output.summary import summary
     from scapedist.store import RunStore
 
     for line in summary(RunStore(output)):

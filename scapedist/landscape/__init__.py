@@ -40,7 +40,7 @@ def analyze(
     memory_limit: int | None = None,
     overwrite: bool = False,
     embedding: str | None = None,
-    tolerance: float = 1e-3,
+    tolerance: float | None = None,
     error_bars: bool = False,
     progress: Progress | None = None,
     on_workers: Any = None,
@@ -137,7 +137,7 @@ def _embed(
     workers: Any,
     memory_limit: int | None,
     method: str | None,
-    tolerance: float,
+    tolerance: float | None,
     error_bars: bool,
 ) -> None:
     """All particles on the components, and a check of that on random ones."""

@@ -262,18 +262,15 @@ def check_pixel_size(angstroms: float | None) -> None:
 
 
 def check_embedding(
-    method: str | None, tolerance: float, error_bars: bool, clip_negative: bool
+    method: str | None, tolerance: float | None, error_bars: bool, clip_negative: bool
 ) -> None:
     """Refuse an embedding that cannot be had, before anything is decoded."""
     if method == "none" and error_bars:
         raise InputError(
             "Error bars are for --embed reduced. Nothing is embedded. Leave out --error-bars."
         )
-    EmbedSettings(
-        method="reduced" if method in (None, "none") else str(method),
-        tolerance=tolerance,
-        error_bars=error_bars,
-    )
+    options = {"tolerance": tolerance, "error_bars": error_bars}
+    changed(EmbedSettings(), options | {"method": None if method == "none" else method})
     if clip_negative and (method == "reduced" or error_bars):
         raise InputError(NOT_WHERE_CLIPPED)
 

@@ -173,8 +173,7 @@ nav a:hover { text-decoration: underline; }
 table { border-collapse: collapse; font-size: 14px; }
 th { text-align: left; font-weight: 600; color: var(--soft); }
 th, td { padding: 3px 18px 3px 0; border-bottom: 1px solid #eee; vertical-align: middle; }
-.states td:nth-child(2), .states td:nth-child(3), .states th:nth-child(2), .states th:nth-child(3)
-  { text-align: right; font-variant-numeric: tabular-nums; }
+.states td:nth-child(2), .states td:nth-child(3), .states th:nth-child(2), .states th:nth-child(3),
 .numbers td:not(:first-child), .numbers th:not(:first-child)
   { text-align: right; font-variant-numeric: tabular-nums; }
 .states td, .states th { white-space: nowrap; }
@@ -204,36 +203,28 @@ for (const place of document.querySelectorAll(".interactive")) {
   const target = place.querySelector(".plot");
   const layout = {font: {family: "system-ui, sans-serif", size: 13, color: "#333"},
     margin: {l: 64, r: 12, t: 34, b: 48}, hoverlabel: {align: "left"}, ...figure.layout};
-  if (figure.maps) {
-    const [across, up, show] = place.querySelectorAll("select");
-    const axis = k => ({title: {text: figure.axes[k]}, zeroline: false, gridcolor: "#eee"});
-    const draw = event => {
-      if (across.value === up.value) {
-        const other = event && event.target === up ? across : up;
-        other.value = (Number(other.value) + 1) % figure.axes.length;
-      }
-      const i = Number(across.value), j = Number(up.value), k = Number(show.value);
-      const map = figure.maps[`${Math.min(i, j)},${Math.max(i, j)}`];
-      const [x, y] = i < j ? [map.x, map.y] : [map.y, map.x];
-      const trace = {type: "heatmap", z: map.grids[k], transpose: i > j, x0: x[0], dx: x[1],
-        y0: y[0], dy: y[1], hoverongaps: false, ...figure.layers[k].style};
-      Plotly.react(target, [trace], {...layout, xaxis: axis(i), yaxis: axis(j)}, config);
-    };
-    for (const select of [across, up, show]) select.addEventListener("change", draw);
-    draw();
-    continue;
-  }
   if (!figure.axes) { Plotly.newPlot(target, figure.data, layout, config); continue; }
   const narrow = target.clientWidth < 640;
   layout.legend = narrow ? {orientation: "h", y: -0.18} : {};
   layout.legend.itemsizing = "constant";
-  const selects = place.querySelectorAll("select");
-  const draw = () => {
-    const [i, j] = selects.length ? [...selects].map(s => Number(s.value)) : [0, 1];
-    const axis = k => ({title: {text: figure.axes[k]}, zeroline: false, gridcolor: "#eee",
-      linecolor: "#999", ticks: "outside", tickcolor: "#999"});
-    const data = figure.data.map(({columns, ...trace}) =>
-      ({type: "scatter", mode: "markers", ...trace, x: columns[i], y: columns[j]}));
+  const selects = [...place.querySelectorAll("select")];
+  const axis = k => ({title: {text: figure.axes[k]}, zeroline: false, gridcolor: "#eee",
+    linecolor: "#999", ticks: "outside", tickcolor: "#999"});
+  const scatter = (i, j) => figure.data.map(({columns, ...trace}) =>
+    ({type: "scatter", mode: "markers", ...trace, x: columns[i], y: columns[j]}));
+  const heatmap = (i, j, k) => {
+    const map = figure.maps[`${Math.min(i, j)},${Math.max(i, j)}`];
+    const [x, y] = i < j ? [map.x, map.y] : [map.y, map.x];
+    return [{type: "heatmap", z: map.grids[k], transpose: i > j, x0: x[0], dx: x[1],
+      y0: y[0], dy: y[1], hoverongaps: false, ...figure.layers[k].style}];
+  };
+  const draw = event => {
+    if (figure.maps && selects[0].value === selects[1].value) {  // no map of an axis with itself
+      const other = selects[event && event.target === selects[1] ? 0 : 1];
+      other.value = (Number(other.value) + 1) % figure.axes.length;
+    }
+    const [i, j, k] = selects.length ? selects.map(s => Number(s.value)) : [0, 1];
+    const data = (figure.maps ? heatmap : scatter)(i, j, k);
     Plotly.react(target, data, {...layout, xaxis: axis(i), yaxis: axis(j)}, config);
   };
   selects.forEach(s => s.addEventListener("change", draw));

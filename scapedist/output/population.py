@@ -13,6 +13,7 @@ from scapedist.output.digest import Digest
 from scapedist.output.gallery import Plots, show
 from scapedist.output.page import Html, array, details, image, plot, section, table, tag
 from scapedist.output.plots import component_name, percent
+from scapedist.output.summary import comparison
 from scapedist.store import embeddings
 
 MAX_AXES = 6
@@ -309,26 +310,7 @@ def _axes(digest: Digest) -> list[object]:
 
 
 def _crosscheck(digest: Digest, results: Mapping[str, Any], drawn: Plots) -> list[object]:
-    methods = results["methods"]
-    headers = [
-        "method", "R², worst of ten", "relative error", "99 % below", "stated",
-        "other state", "neighbours kept", "ms a particle",
-    ]  # fmt: skip
-    rows = [
-        [
-            name,
-            f"{min(m['r2'][:10]):.6f}",
-            f"{m['relative_error']:.1e}",
-            f"{m['error_quantiles'][2]:.1e}",
-            _number(m.get("stated_relative_error"), ".1e"),
-            _number(m.get("states_changed"), ".2%"),
-            _number(m["neighbour_overlap"], ".1%"),
-            f"{1e3 * m['seconds_a_particle']:.3g}",
-        ]
-        for name, m in methods.items()
-    ]
-    exact = f"{1e3 * results['exact_seconds_a_particle']:.3g}"
-    rows.append(["exact", *[""] * 6, exact])
+    methods, (header, *rows) = results["methods"], comparison(results)
     worst = {
         name: ", ".join(f"{w['particle']} ({w['error']:.1e})" for w in m["worst"][:5])
         for name, m in methods.items()
@@ -345,11 +327,7 @@ def _crosscheck(digest: Digest, results: Mapping[str, Any], drawn: Plots) -> lis
             f"The methods against exact decoding, on {results['sample']:,} particles that none was "
             "trained with. Errors are relative to the landscape's total standard deviation.",
         ),
-        table(headers, rows, "numbers"),
+        table(header, rows, "numbers"),
         show(drawn, "crosscheck.png", plots.to_png(figure), "errors of the methods"),
         details("the worst particles", table([], list(worst.items()), "record")),
     ]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

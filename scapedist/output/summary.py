@@ -1,6 +1,9 @@
-"""What the embeddings of a run came to, in words."""
+"""What the embeddings of a run came to, in words and as a table."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from scapedist.store import RunStore
 
@@ -42,3 +45,29 @@ def summary(store: RunStore) -> list[str]:
             "their sketch group"
         )
     return lines
+
+
+def comparison(results: Mapping[str, Any]) -> list[list[str]]:
+    """A cross-check as rows of text: a figure's name, then its value for each method and exact."""
+    figures: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "R2, worst of the first ten": lambda m: f"{min(m['r2'][:10]):.6f}",
+        "relative error": lambda m: f"{m['relative_error']:.1e}",
+        "relative error, 99 % below": lambda m: f"{m['error_quantiles'][2]:.1e}",
+        "relative error, largest": lambda m: f"{m['error_quantiles'][3]:.1e}",
+        "relative error, stated": lambda m: _shown(m.get("stated_relative_error"), ".1e"),
+        "another state than exactly": lambda m: _shown(m.get("states_changed"), ".2%"),
+        "nearest neighbours kept": lambda m: _shown(m["neighbour_overlap"], ".1%"),
+        "residual, correlation of logs": lambda m: _shown(m["residual_log_correlation"], ".3f"),
+        "ms a particle and worker": lambda m: f"{1e3 * m['seconds_a_particle']:.3g}",
+        "seconds beforehand": lambda m: f"{m.get('setup_seconds', 0):.1f}",
+    }
+    methods = results["methods"]
+    rows = [["", *methods, "exact"]]
+    exact = {"ms a particle and worker": f"{1e3 * results['exact_seconds_a_particle']:.3g}"}
+    for name, text in figures.items():
+        rows.append([name, *(text(record) for record in methods.values()), exact.get(name, "")])
+    return rows
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
