@@ -1,0 +1,84 @@
+"""The calling process as the one worker, and what it means to compute a batch in any."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from scapedist.backend import one_numpy_thread
+
+Task = Any
+Work = Callable[[Any, Task], Any]
+
+
+class Serial:
+    """The calling process.
+
+    Parameters
+    ----------
+    device
+        What it computes on: ``cpu`` or ``cuda``.
+    """
+
+    n_workers = 1
+    dashboard: str | None = None
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def run(self, work: Work, shared: Any, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
+        """Yield (task's number, result) in order."""
+        with one_thread():
+            for number, task in enumerate(tasks):
+                yield number, work(shared, task)
+
+    def gather(self, work: Work, shared: Any, tasks: Sequence[Task]) -> list[Any]:
+        """All results, in the order of the tasks."""
+        found = dict(self.run(work, shared, tasks))
+        return [found[number] for number in range(len(tasks))]
+
+    def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of one call, made where torch is loaded already and the device is."""
+        return work(*arguments)
+
+    def check_files(self, paths: Sequence[str | Path]) -> None:
+        """Refuse where a worker cannot read what it will need."""
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def __enter__(self) -> Serial:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch and numpy on one thread: a batch's sums are the same everywhere, none waits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with one_numpy_thread():
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,213 @@
+"""Where workers come from: local processes, local GPUs, a scheduler that runs already."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from scapedist.errors import ResourceError
+
+CONNECT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Start:
+    """How workers are had; each kind says how it begins.
+
+    Attributes
+    ----------
+    n_workers
+        How many there will be, where that is known.
+    device
+        What each computes on: ``cpu`` or ``cuda``.
+    local
+        Whether they are processes of this machine that we start.
+    seconds
+        How long they are waited for.
+    """
+
+    n_workers: int = 0
+    device: str = "cpu"
+    local: bool = False
+    seconds: float = CONNECT_SECONDS
+    way_out = "Start workers with `dask worker`."
+
+    @property
+    def name(self) -> str:
+        """What it is called in an error."""
+        return "The scheduler"
+
+    def prepare(self) -> None:
+        """What must be done in the calling thread before :meth:`begin`."""
+
+    def begin(self) -> tuple[Any, Any]:
+        """A Dask client, and what is to be closed after it (or None)."""
+        raise NotImplementedError
+
+    def refusal(self, error: BaseException) -> ResourceError:
+        """What is told where :meth:`begin` failed."""
+        if isinstance(error, ResourceError):
+            return error
+        return ResourceError(f"Workers could not be started ({error}). {self.way_out}")
+
+
+@dataclass(frozen=True)
+class LocalProcesses(Start):
+    """Processes of this machine, forked from one that has imported what they need.
+
+    Attributes
+    ----------
+    memory_limit
+        Bytes that each may use; None for no limit.
+    """
+
+    local: bool = True
+    memory_limit: int | None = None
+    way_out = "Use --workers 1."
+
+    def prepare(self) -> None:
+        """Start the process that workers are forked from."""
+        with main_module_left_alone():
+            start_forkserver()
+
+    def begin(self) -> tuple[Any, Any]:
+        """Start the processes."""
+        import dask
+        from distributed import Client, LocalCluster
+
+        forked = {
+            "distributed.worker.multiprocessing-method": "forkserver",
+            "distributed.worker.profile.enabled": False,  # its sampling takes time from Python
+        }
+        with dask.config.set(forked), main_module_left_alone():
+            cluster = LocalCluster(
+                n_workers=self.n_workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=self.memory_limit or 0,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
+        client = Client(cluster)
+        client.run(gc.freeze)  # no collection visits, and thereby copies, what the fork shares
+        return client, cluster
+
+
+@dataclass(frozen=True)
+class LocalGpus(Start):
+    """One process for each GPU of this machine; torch and CuPy share its memory pool.
+
+    Attributes
+    ----------
+    gpus
+        As ``CUDA_VISIBLE_DEVICES`` names them.
+    pool_bytes
+        Size of the pool on each.
+    memory_limit
+        Bytes of host memory that each worker may use; None for no limit.
+    """
+
+    device: str = "cuda"
+    local: bool = True
+    gpus: tuple[str, ...] = ()
+    pool_bytes: int = 0
+    memory_limit: int | None = None
+    way_out = "Check `nvidia-smi`; --gpus takes part of the GPUs, without it CPUs compute."
+
+    def begin(self) -> tuple[Any, Any]:
+        """Start the processes."""
+        import dask
+        from dask_cuda import LocalCUDACluster
+        from distributed import Client
+
+        with dask.config.set({"distributed.worker.profile.enabled": False}):
+            with main_module_left_alone():
+                cluster = LocalCUDACluster(
+                    CUDA_VISIBLE_DEVICES=",".join(self.gpus),
+                    threads_per_worker=1,
+                    memory_limit=self.memory_limit or 0,
+                    rmm_pool_size=self.pool_bytes,
+                    rmm_allocator_external_lib_list=["torch", "cupy"],
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
+                )
+        return Client(cluster), cluster
+
+
+@dataclass(frozen=True)
+class GivenScheduler(Start):
+    """A Dask scheduler that runs already.
+
+    Attributes
+    ----------
+    where
+        Its address (``tcp://host:port``) or its scheduler file.
+    """
+
+    where: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called in an error."""
+        return f"The scheduler {self.where}"
+
+    def begin(self) -> tuple[Any, Any]:
+        """Connect."""
+        from distributed import Client
+
+        if "://" in self.where:
+            return Client(self.where, timeout=self.seconds), None
+        return Client(scheduler_file=self.where, timeout=self.seconds), None
+
+    def refusal(self, error: BaseException) -> ResourceError:
+        """That it could not be reached."""
+        return ResourceError(
+            f"{self.name} could not be reached in {self.seconds:.0f} s ({type(error).__name__}). "
+            "Check that it runs and can be reached from here, or use --workers."
+        )
+
+
+def start_forkserver() -> None:
+    """Start the process that local workers are forked from; it imports what they need, once.
+
+    Called first of all, it imports while this process does.
+    """
+    import multiprocessing
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch", "zarr", "distributed", "scapedist.landscape.batches", "scapedist.model.field"]
+    )
+    forkserver.ensure_running()
+
+
+def stop_forkserver() -> None:
+    """End that process where nothing else runs from it: it holds torch, and the rest needs none."""
+    from multiprocessing import active_children, forkserver
+
+    if not active_children():
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def main_module_left_alone() -> Iterator[None]:
+    """Start processes that do not run the caller's script again.
+
+    multiprocessing would import it in each worker: slow for the command line, and an error for a
+    script without ``if __name__ == "__main__"``. Workers need nothing of it.
+    """
+    main = sys.modules["__main__"].__dict__
+    hidden: dict[str, Any] = {n: main.pop(n) for n in ("__file__", "__spec__") if n in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
