@@ -1,24 +1,232 @@
-"""Estimators and linear algebra on the CPU; the one place that imports scikit-learn."""
+"""Arrays, linear algebra and estimators on the CPU or a GPU, by the same calls.
+
+The one place that imports CuPy, cuML and scikit-learn. An array says by its type where it is;
+numpy's functions work on CuPy's arrays too (they dispatch), so that most code needs no more than
+:func:`to_device`, :func:`to_host` and, to make arrays, :func:`array_module`.
+"""
 
 from __future__ import annotations
 
 import functools
+import queue
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from scapedist.errors import InputError
+from scapedist.errors import InputError, ResourceError
+
+HOST_COPIES = 6
+"""Volumes that are on their way from a GPU to the disk at any time."""
+FULL_SPECTRUM = 25_000
+"""Largest matrix whose whole spectrum is computed on a GPU."""
+
+
+# -- arrays
+
+
+def array_module(array: Any) -> Any:
+    """The module, numpy or cupy, of an array."""
+    if isinstance(array, np.ndarray | np.generic):
+        return np
+    import cupy
+
+    return cupy.get_array_module(array)
+
+
+def as_array(tensor: Any) -> Any:
+    """A torch tensor as numpy's or, on a GPU, CuPy's array of the same memory."""
+    if tensor.device.type == "cpu":
+        return tensor.numpy()
+    import cupy
+
+    return cupy.from_dlpack(tensor)
+
+
+def to_device(array: Any, device: str) -> Any:
+    """An array where a device computes."""
+    if device == "cpu":
+        return np.asarray(array)
+    import cupy
+
+    return cupy.asarray(array)
+
+
+def to_host(array: Any) -> np.ndarray:
+    """An array as numpy's."""
+    host: Any = array if isinstance(array, np.ndarray | np.generic) else array.get()
+    return host
+
+
+class Outbox:
+    """Hands arrays to functions of the host, in threads, while the device computes on.
+
+    Parameters
+    ----------
+    n_threads
+        0 to call at once, as for arrays of the CPU.
+    """
+
+    def __init__(self, n_threads: int) -> None:
+        self._pool = ThreadPoolExecutor(n_threads) if n_threads else None
+        self._sent: list[Future[Any]] = []
+        self._done: list[Any] = []
+        self._buffers: queue.SimpleQueue[dict[Any, Any]] = queue.SimpleQueue()
+        for _ in range(HOST_COPIES):
+            self._buffers.put({})
+
+    def put(self, arrays: tuple[Any, ...], use: Callable[..., Any]) -> None:
+        """Call ``use`` with the arrays as numpy's; they must not change meanwhile."""
+        if self._pool is None:
+            self._done.append(use(*map(to_host, arrays)))
+            return
+        buffers = self._buffers.get()  # waits while as many are on their way as may be
+        ready = self._copied(arrays, buffers)
+        self._sent.append(self._pool.submit(self._use, ready, arrays, buffers, use))
+
+    def _copied(self, arrays: tuple[Any, ...], buffers: dict[Any, Any]) -> Any:
+        """Begin to copy what is on a GPU to pinned memory; what to wait for."""
+        if all(isinstance(array, np.ndarray) for array in arrays):
+            return None
+        import cupy
+        import cupyx
+
+        if not hasattr(self, "_stream"):
+            self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._stream.wait_event(cupy.cuda.get_current_stream().record())
+        for i, array in enumerate(arrays):
+            if i not in buffers or buffers[i].shape != array.shape:
+                buffers[i] = cupyx.empty_pinned(array.shape, array.dtype)
+            array.get(stream=self._stream, out=buffers[i], blocking=False)
+        return self._stream.record()
+
+    def _use(
+        self, ready: Any, arrays: tuple[Any, ...], buffers: dict[Any, Any], use: Callable[..., Any]
+    ) -> Any:
+        try:
+            if ready is None:
+                return use(*arrays)
+            ready.synchronize()
+            return use(*(buffers[i] for i in range(len(arrays))))
+        finally:
+            self._buffers.put(buffers)
+
+    def results(self) -> list[Any]:
+        """What the calls returned, in the order in which arrays were put."""
+        self._done += [sent.result() for sent in self._sent]
+        self._sent = []
+        return self._done
+
+    def __enter__(self) -> Outbox:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def pool_bytes() -> int:
+    """Bytes that are free in the pool of a GPU that RMM shares between torch and CuPy."""
+    import rmm
+    import rmm.statistics
+
+    resource = rmm.mr.get_current_device_resource()
+    while not hasattr(resource, "pool_size"):
+        resource = resource.get_upstream()
+    counts = rmm.statistics.get_statistics()
+    return int(resource.pool_size()) - (counts.current_bytes if counts else 0)
+
+
+# -- linear algebra
+
+
+def one_numpy_thread() -> AbstractContextManager[Any]:
+    """Numpy's linear algebra on one thread, while the context lasts."""
+    context: AbstractContextManager[Any] = _libraries().limit(limits=1)
+    return context
+
+
+@functools.cache
+def _libraries() -> Any:
+    """The linear algebra libraries of this process; finding them takes a while."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def leading_eigenpairs(matrix: Any, n: int) -> tuple[Any, Any]:
+    """The n largest eigenvalues, descending, and eigenvectors of a symmetric matrix.
+
+    Small matrices and large fractions of the spectrum are solved in full (LAPACK, cuSOLVER); a
+    few pairs of a large matrix by Lanczos iteration (ARPACK, CuPy's) from a fixed start.
+
+    Parameters
+    ----------
+    matrix : (m, m) float64
+        Of numpy or CuPy.
+    n
+        At most m.
+
+    Returns
+    -------
+    values : (n,) float64
+    vectors : (m, n) float64
+
+    Raises
+    ------
+    ResourceError
+        Where a GPU cannot solve for as many.
+    """
+    size, xp = len(matrix), array_module(matrix)
+    if size <= 3000 or n > size // 10:
+        if xp is np:
+            from scipy.linalg import eigh
+
+            values, vectors = eigh(matrix, subset_by_index=(size - n, size - 1))
+        elif size > FULL_SPECTRUM:
+            raise ResourceError(
+                f"A GPU solves for the whole spectrum of up to {FULL_SPECTRUM} volumes. There are "
+                f"{size}. Use a smaller --sketch-size, or --linkage average instead of kmeans."
+            )
+        else:
+            values, vectors = xp.linalg.eigh(matrix)
+            values, vectors = values[size - n :], vectors[:, size - n :]
+    else:
+        start = np.random.default_rng(0).standard_normal(size)
+        if xp is np:
+            from scipy.sparse.linalg import eigsh
+
+            values, vectors = eigsh(matrix, k=n, which="LA", v0=start, tol=1e-12)
+        else:
+            from cupyx.scipy.sparse.linalg import eigsh
+
+            values, vectors = eigsh(matrix, k=n, which="LA", v0=xp.asarray(start), tol=1e-12)
+    order = np.argsort(-values)
+    return values[order], vectors[:, order]
+
+
+# -- estimators
 
 
 def kmeans(
-    points: np.ndarray, n_clusters: int, seed: int, max_iterations: int, n_starts: int = 1
+    points: Any, n_clusters: int, seed: int, max_iterations: int, n_starts: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's k-means from a greedy k-means++ start (scikit-learn), the same at every call.
+    """Lloyd's k-means from greedy k-means++ starts, the same at every call.
+
+    Starts are drawn by scikit-learn in either case; on a GPU cuML goes on from them.
 
     Parameters
     ----------
     points : (n, k) float
+        Of numpy, or of CuPy for cuML.
     n_clusters, seed, max_iterations, n_starts
         The best of ``n_starts`` starts is taken.
 
@@ -39,9 +247,23 @@ def kmeans(
         )
     if not 0 <= seed < 2**32:
         raise InputError(f"The seed of k-means is from 0 to {2**32 - 1}. It is {seed}.")
-    from sklearn.cluster import KMeans
+    from sklearn.cluster import KMeans, kmeans_plusplus
     from threadpoolctl import threadpool_limits
 
+    if array_module(points) is not np:
+        from cuml.cluster import KMeans as DeviceKMeans
+
+        rng, best = np.random.RandomState(seed), None
+        host = to_host(points)
+        for _ in range(n_starts):
+            start = kmeans_plusplus(host, n_clusters, random_state=rng)[0]
+            found = DeviceKMeans(n_clusters, init=start, n_init=1, max_iter=max_iterations)
+            found.fit(points)
+            if best is None or found.inertia_ < best.inertia_:
+                best = found
+        assert best is not None
+        centers, labels = to_host(best.cluster_centers_), to_host(best.labels_)
+        return centers.astype(np.float64), labels.astype(np.int32)
     # one thread: scikit-learn adds the threads' partial centers in the order they finish
     with threadpool_limits(1):
         model = KMeans(
@@ -49,48 +271,3 @@ def kmeans(
         )
         labels = model.fit_predict(np.array(points, np.float64))
     return model.cluster_centers_, labels
-
-
-def one_numpy_thread() -> AbstractContextManager[Any]:
-    """Numpy's linear algebra on one thread, while the context lasts."""
-    context: AbstractContextManager[Any] = _libraries().limit(limits=1)
-    return context
-
-
-@functools.cache
-def _libraries() -> Any:
-    """The linear algebra libraries of this process; finding them takes a while."""
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-def leading_eigenpairs(matrix: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The n largest eigenvalues, descending, and eigenvectors of a symmetric matrix.
-
-    Small matrices and large fractions of the spectrum are solved in full (LAPACK); a few pairs
-    of a large matrix by Lanczos iteration (ARPACK) from a fixed start.
-
-    Parameters
-    ----------
-    matrix : (m, m) float64
-    n
-        At most m.
-
-    Returns
-    -------
-    values : (n,) float64
-    vectors : (m, n) float64
-    """
-    size = len(matrix)
-    if size <= 3000 or n > size // 10:
-        from scipy.linalg import eigh
-
-        values, vectors = eigh(matrix, subset_by_index=(size - n, size - 1))
-    else:
-        from scipy.sparse.linalg import eigsh
-
-        start = np.random.default_rng(0).standard_normal(size)
-        values, vectors = eigsh(matrix, k=n, which="LA", v0=start, tol=1e-12)
-    order = np.argsort(values)[::-1]
-    return values[order], vectors[:, order]

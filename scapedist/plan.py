@@ -11,7 +11,7 @@ BATCH_VOLUMES = 8
 """Volumes of a batch where memory allows: enough to share the first layer, few enough to lose."""
 IMPORT_BYTES = 450 * 2**20
 """Resident memory of a worker before its first batch (interpreter, torch, zarr, distributed)."""
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = {"cpu": 64 * 2**20, "cuda": 8 * 2**30}
 """Masked voxels (as float64) that one block of the analysis holds by default."""
 FFT_VOLUMES = 6
 """Arrays of a volume's size in flight while one volume is transformed and written."""
@@ -124,9 +124,9 @@ def plan_decode(
     )
 
 
-def block_rows(n_voxels: int, memory_limit: int | None = None) -> int:
-    """Rows of masked voxels that the analysis holds at once in float64, two blocks at a time."""
-    budget = BLOCK_BYTES if memory_limit is None else max(memory_limit // 8, 2**20)
+def block_rows(n_voxels: int, memory_limit: int | None = None, device: str = "cpu") -> int:
+    """Rows of masked voxels that the analysis holds at once, two blocks at a time."""
+    budget = BLOCK_BYTES[device] if memory_limit is None else max(memory_limit // 8, 2**20)
     return max(1, budget // (8 * max(n_voxels, 1)))
 
 

@@ -9,16 +9,41 @@ distances are the volumes' distances.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from scapedist.backend import leading_eigenpairs
+from scapedist.backend import array_module, leading_eigenpairs, to_host
 from scapedist.plan import batches
 
-Reader = Callable[[int, int], np.ndarray]
-"""Rows start..stop of the masked voxels, (stop - start, p) float32."""
+Reader = Callable[[int, int], Any]
+"""Rows start..stop of the masked voxels, (stop - start, p) float32, of numpy or CuPy."""
+Run = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[tuple[int, Any]]]
+"""Calls a function with what is shared and one task after the other, here or by workers: yields
+(task's number, result), in any order."""
+CHUNK_BYTES = 32 * 2**20
+"""Of the rows in float64 that a product takes at once."""
+PARTIAL_SUMS = 32
+"""Of components: fewer mean fewer workers, more mean more to send."""
+
+
+def in_turn(work: Callable[[Any, Any], Any], shared: Any, tasks: Sequence[Any]) -> Any:
+    """Call a function with one task after the other in this process."""
+    for number, task in enumerate(tasks):
+        yield number, work(shared, task)
+
+
+def _in_order(results: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+    """Results in the order of their tasks: sums do not depend on who is done first."""
+    waiting: dict[int, Any] = {}
+    expected = 0
+    for number, result in results:
+        waiting[number] = result
+        while expected in waiting:
+            yield waiting.pop(expected)
+            expected += 1
 
 
 @dataclass(frozen=True)
@@ -38,12 +63,17 @@ class Gram:
     @property
     def squared_distances(self) -> np.ndarray:
         """Squared Euclidean distances of the rows, (n, n) float64."""
-        norms = np.diag(self.matrix)
-        distances = -2 * self.matrix
-        distances += norms[:, None]
-        distances += norms[None, :]
-        np.fill_diagonal(distances, 0)
-        return np.maximum(distances, 0, out=distances)
+        return into_squared_distances(self.matrix.copy())
+
+
+def into_squared_distances(matrix: np.ndarray) -> np.ndarray:
+    """Squared distances (n, n) in the place of the Gram matrix they follow from."""
+    norms = matrix.diagonal().copy()
+    matrix *= -2
+    matrix += norms[:, None]
+    matrix += norms[None, :]
+    np.fill_diagonal(matrix, 0)
+    return np.maximum(matrix, 0, out=matrix)
 
 
 @dataclass(frozen=True)
@@ -70,8 +100,8 @@ class Components:
     coordinates: np.ndarray
 
 
-def gram_matrix(read: Reader, n: int, block_rows: int) -> Gram:
-    """The centered Gram matrix, tile by tile, with at most two blocks of rows in memory.
+def gram_matrix(read: Reader, n: int, block_rows: int, run: Run = in_turn) -> Gram:
+    """The centered Gram matrix, tile by tile, each of two blocks of rows.
 
     Rows share a large mean, next to which their differences are small: a reference (the mean of
     the first block) is subtracted from the float32 rows before any product, products are
@@ -80,26 +110,55 @@ def gram_matrix(read: Reader, n: int, block_rows: int) -> Gram:
     Parameters
     ----------
     read
-        Reads rows.
+        Reads rows, wherever ``run`` computes.
     n
         Rows in all.
     block_rows
         Rows of a block.
+    run
+        Computes the tiles.
     """
     spans = batches(n, block_rows)
-    first = read(*spans[0])
-    reference = first.mean(0, dtype=np.float64)
+    ((_, reference),) = run(_mean_of, read, spans[:1])
+    tiles = [(left, right) for i, left in enumerate(spans) for right in spans[i:]]
     matrix = np.empty((n, n))
     total = np.zeros_like(reference)
-    for i, (a, b) in enumerate(spans):
-        left = (first if i == 0 else read(a, b)) - reference
-        total += left.sum(0)
-        matrix[a:b, a:b] = left @ left.T
-        for c, d in spans[i + 1 :]:
-            tile = left @ (read(c, d) - reference).T
-            matrix[a:b, c:d] = tile
-            matrix[c:d, a:b] = tile.T
+    results = _in_order(run(_tile, (read, reference), tiles))
+    for ((a, b), (c, d)), (tile, sums) in zip(tiles, results, strict=True):
+        matrix[a:b, c:d] = tile
+        matrix[c:d, a:b] = tile.T
+        if sums is not None:
+            total += sums
     return Gram(matrix=_center(matrix), mean=reference + total / n)
+
+
+Span = tuple[int, int]
+
+
+def _mean_of(read: Reader, span: Span) -> np.ndarray:
+    return to_host(read(*span).mean(0, dtype=np.float64))
+
+
+def _tile(
+    shared: tuple[Reader, np.ndarray], task: tuple[Span, Span]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Products of two blocks' rows, the reference subtracted; the sums of one that meets itself."""
+    read, reference = shared
+    left, same = read(*task[0]), task[0] == task[1]
+    right = left if same else read(*task[1])
+    xp = array_module(left)
+    tile, sums = xp.zeros((len(left), len(right))), xp.empty(len(reference))
+    mean = xp.asarray(reference)
+    for start, stop in batches(len(reference), _columns(len(left) + len(right))):
+        ours = left[:, start:stop] - mean[start:stop]
+        theirs = ours if same else right[:, start:stop] - mean[start:stop]
+        tile += ours @ theirs.T
+        sums[start:stop] = ours.sum(0)
+    return to_host(tile), to_host(sums) if same else None
+
+
+def _columns(n_rows: int) -> int:
+    return max(1024, CHUNK_BYTES // (8 * n_rows))
 
 
 def _center(matrix: np.ndarray) -> np.ndarray:
@@ -112,26 +171,40 @@ def _center(matrix: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def fit_components(gram: Gram, read: Reader, block_rows: int, n_components: int) -> Components:
+def fit_components(
+    gram: Gram,
+    read: Reader,
+    block_rows: int,
+    n_components: int,
+    run: Run = in_turn,
+    eigenpairs: Callable[[Any, int], tuple[Any, Any]] = leading_eigenpairs,
+) -> Components:
     """Components from a Gram matrix, in one more pass over the rows.
 
     Parameters
     ----------
     gram
         Of the rows that ``read`` reads.
-    read, block_rows
+    read, block_rows, run
         As for :func:`gram_matrix`.
     n_components
         At most n - 1; fewer are given where the rows have a lower rank.
+    eigenpairs
+        Finds the largest eigenvalues of the matrix, and their vectors.
     """
     n, p = len(gram.matrix), len(gram.mean)
-    values, vectors = leading_eigenpairs(gram.matrix, min(n_components, n - 1, p))
+    values, vectors = eigenpairs(gram.matrix, min(n_components, n - 1, p))
     total = np.trace(gram.matrix)
     solid = values > max(total, np.finfo(float).tiny) * 1e-13
     values, vectors = values[solid], vectors[:, solid]
+    blocks = batches(n, block_rows)
+    tasks = [
+        (blocks[a:b], vectors[blocks[a][0] : blocks[b - 1][1]])
+        for a, b in batches(len(blocks), -(-len(blocks) // PARTIAL_SUMS))
+    ]
     components = np.zeros((len(values), p))
-    for start, stop in batches(n, block_rows):
-        components += vectors[start:stop].T @ (read(start, stop) - gram.mean)
+    for part in _in_order(run(_weighted_sum, (read, gram.mean), tasks)):
+        components += part
     components /= np.sqrt(values)[:, None]
     signs = signs_of(components)
     return Components(
@@ -141,6 +214,23 @@ def fit_components(gram: Gram, read: Reader, block_rows: int, n_components: int)
         variance_ratio=values / total,
         coordinates=vectors * (np.sqrt(values) * signs),
     )
+
+
+def _weighted_sum(
+    shared: tuple[Reader, np.ndarray], task: tuple[list[Span], np.ndarray]
+) -> np.ndarray:
+    """What some blocks of rows add to the components (r, p)."""
+    (read, mean), (spans, vectors) = shared, task
+    first, result = spans[0][0], None
+    for a, b in spans:
+        rows = read(a, b)
+        xp = array_module(rows)
+        weights, center = xp.asarray(vectors[a - first : b - first].T), xp.asarray(mean)
+        if result is None:
+            result = xp.zeros((len(weights), rows.shape[1]))
+        for start, stop in batches(rows.shape[1], _columns(len(rows))):
+            result[:, start:stop] += weights @ (rows[:, start:stop] - center[start:stop])
+    return to_host(result)
 
 
 def signs_of(vectors: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from scapedist.errors import InputError
@@ -9,9 +11,12 @@ from scapedist.errors import InputError
 PERCENTILE = 99.99
 
 
-def density_percentile(volume: np.ndarray) -> float:
-    """The 99.99th percentile of a volume (d, d, d): its density level without outliers."""
-    return float(np.percentile(volume, PERCENTILE))
+def density_percentile(volume: np.ndarray) -> Any:
+    """The 99.99th percentile of a volume (d, d, d): its density level without outliers.
+
+    A number that is where the volume is: on a GPU it waits for nothing.
+    """
+    return np.percentile(volume, PERCENTILE)
 
 
 def threshold_of(percentiles: np.ndarray) -> float:
@@ -123,14 +128,19 @@ def masked_voxels(
     -------
     (n, n_voxels) float32
     """
-    return weigh(volumes[:, mask > 0], mask, clip_negative, soft_mask)
+    weights = mask[mask > 0] if soft_mask else None
+    rows = np.ascontiguousarray(volumes.reshape(len(volumes), -1)[:, np.flatnonzero(mask > 0)])
+    return weigh(rows, weights, clip_negative)
 
 
-def weigh(rows: np.ndarray, mask: np.ndarray, clip_negative: bool, soft_mask: bool) -> np.ndarray:
-    """The same for rows (n, n_voxels) that hold the mask's voxels already."""
-    rows = np.ascontiguousarray(rows, np.float32)
-    if soft_mask:
-        rows = rows * mask[mask > 0]
+def weigh(rows: np.ndarray, weights: np.ndarray | None, clip_negative: bool) -> np.ndarray:
+    """The same for rows (n, n_voxels) that hold the mask's voxels already, on any device.
+
+    ``weights`` (n_voxels,) are the soft mask's there, where it counts.
+    """
+    rows = rows.astype(np.float32, copy=False)
+    if weights is not None:
+        rows = rows * weights
     if clip_negative:
         rows = np.maximum(rows, 0)
     return rows

@@ -105,31 +105,33 @@ def analyze(
             on_workers(workers)
         run.generate(workers, memory_limit, **chosen["generate"] | chosen["mask"])
         if embedding != "none":
-            _analyse(run, chosen, memory_limit)
+            _analyse(run, chosen, workers, memory_limit)
             try:
                 _embed(run, workers, memory_limit, embedding, tolerance, error_bars)
             except (InputError, RunError) as error:  # the report does without; then it is told
                 failure = error
+        else:
+            _analyse(run, chosen, workers, memory_limit)
     stop_forkserver()
-    if embedding == "none":
-        _analyse(run, chosen, memory_limit)
     report = run.report(**chosen["report"])
     if failure is not None:
         raise failure
     return report
 
 
-def _analyse(run: Run, chosen: dict[str, dict[str, Any]], memory_limit: int | None) -> None:
+def _analyse(
+    run: Run, chosen: dict[str, dict[str, Any]], workers: Any, memory_limit: int | None
+) -> None:
     """Mask, components and states."""
     run.mask(**chosen["mask"])
     pca = dict(chosen["pca"])
     excluded = pca.pop("exclude_states", None)
     if not excluded or "states/base_label" not in run.store:
-        run.pca(memory_limit, **pca)
-        run.states(**chosen["states"])
+        run.pca(workers, memory_limit, **pca)
+        run.states(workers, **chosen["states"])
     if excluded:
-        run.pca(memory_limit, exclude_states=excluded, **pca)
-        run.states(**chosen["states"])
+        run.pca(workers, memory_limit, exclude_states=excluded, **pca)
+        run.states(workers, **chosen["states"])
 
 
 def _embed(

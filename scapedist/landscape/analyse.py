@@ -10,22 +10,23 @@ from typing import Any
 import numpy as np
 import zarr
 
-from scapedist import backend
 from scapedist.analysis import gram, linkage
 from scapedist.analysis import mask as masks
 from scapedist.analysis import states as grouping
+from scapedist.backend import leading_eigenpairs
 from scapedist.errors import InputError, RunError
+from scapedist.landscape import matrix
 from scapedist.landscape.record import Recorded
+from scapedist.landscape.rows import READ_BYTES, StoredRows, forget_rows
 from scapedist.landscape.settings import MaskSettings, PcaSettings, StatesSettings
 from scapedist.output.maps import read_map, write_map
 from scapedist.output.selections import write_state_particles
 from scapedist.plan import batches, block_rows
-from scapedist.store import BUILT_ON, read_rows
+from scapedist.store import BUILT_ON, GROUP, read_rows
+from scapedist.workers import Serial, Workers
 
 Begin = Callable[[], None]
 """Called before a stage's first write: until then a bad option costs nothing."""
-READ_BYTES = 16 * 2**20
-"""Volumes are read in blocks of about this size."""
 N_PAIRS = 200
 """Random pairs of sketch volumes that the distances within groups are compared with."""
 TRAVERSED_COMPONENTS, TRAVERSAL_POINTS = 5, 10
@@ -44,7 +45,7 @@ def mask(run: Recorded, settings: MaskSettings, begin: Begin) -> dict[str, Any]:
         percentiles = store.read("volumes/percentile")
         weights = make_mask(run, store.array("volumes/0"), percentiles, settings, begin)
     write_map(run.directory / "maps" / "mask.mrc", weights, store.source["pixel_size_angstroms"])
-    _measure_quality(run, weights)
+    _measure_quality(run)
     return {
         "voxels": int((weights > 0).sum()),
         "fraction": float((weights > 0).mean()),
@@ -105,7 +106,7 @@ def _check_masked_store(run: Recorded, settings: MaskSettings) -> np.ndarray:
     return run.store.read("mask")
 
 
-def _measure_quality(run: Recorded, weights: np.ndarray) -> None:
+def _measure_quality(run: Recorded) -> None:
     """Distances in the mask within sampled groups and between random sketch volumes."""
     store = run.store
     group = store.read("sketch/quality/group")
@@ -113,7 +114,7 @@ def _measure_quality(run: Recorded, weights: np.ndarray) -> None:
         store.delete("sketch/quality/distance")
         store.delete("sketch/quality/between")
         return
-    rows = _Rows(run, weights)
+    rows = stored_rows(run, PcaSettings())
     members = rows.of("volumes/quality", np.arange(len(group)))
     centers = rows.of(rows.main, np.unique(group))
     within = members - centers[np.searchsorted(np.unique(group), group)]
@@ -143,43 +144,28 @@ def _blocks(run: Recorded, volumes: zarr.Array, what: str) -> Iterator[np.ndarra
         run.progress(what, stop, volumes.shape[0])
 
 
-class _Rows:
-    """Masked voxels of a run's volumes, whichever way they are stored."""
-
-    def __init__(
-        self,
-        run: Recorded,
-        weights: np.ndarray,
-        clip_negative: bool = False,
-        soft_mask: bool = False,
-    ) -> None:
-        self.run, self.weights = run, weights
-        self.clip_negative, self.soft_mask = clip_negative, soft_mask
-        self.masked = "volumes/masked" in run.store
-        self.main = "volumes/masked" if self.masked else "volumes/0"
-        self.n_voxels = int((weights > 0).sum())
-
-    def of(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Masked voxels (m, n_voxels) float32 of rows (m,) of an array."""
-        array = self.run.store.array(name)
-        result = np.empty((len(rows), self.n_voxels), np.float32)
-        size = max(1, READ_BYTES // int(np.prod(array.shape[1:]) * 4))
-        for start, stop in batches(len(rows), size):
-            part = rows[start:stop]
-            whole = slice(int(part[0]), int(part[-1]) + 1)
-            consecutive = whole.stop - whole.start == len(part)
-            block = read_rows(array, whole if consecutive else part)
-            if not self.masked:
-                block = block[:, self.weights > 0]
-            result[start:stop] = masks.weigh(
-                block, self.weights, self.clip_negative, self.soft_mask
-            )
-        return result
+def stored_rows(
+    run: Recorded,
+    fitted: PcaSettings,
+    members: np.ndarray | None = None,
+    device: str = "cpu",
+) -> StoredRows:
+    """Masked voxels of a run's volumes, as components of some settings take them."""
+    store = run.store
+    main = "volumes/masked" if "volumes/masked" in store else "volumes/0"
+    return StoredRows(
+        group_path=_group_path(run),
+        main=main,
+        members=np.arange(store.array(main).shape[0]) if members is None else members,
+        clip_negative=fitted.clip_negative,
+        soft_mask=fitted.soft_mask,
+        device=device,
+    )
 
 
 def sketch_voxels(run: Recorded, fitted: PcaSettings, rows: np.ndarray) -> np.ndarray:
     """Masked voxels (m, n_voxels) float32 of sketch volumes, as the components were fitted to."""
-    reader = _Rows(run, run.store.read("mask"), fitted.clip_negative, fitted.soft_mask)
+    reader = stored_rows(run, fitted)
     return reader.of(reader.main, rows)
 
 
@@ -219,19 +205,19 @@ def pca(
     run: Recorded,
     settings: PcaSettings,
     included: np.ndarray,
+    workers: Workers,
     memory_limit: int | None,
     begin: Begin,
 ) -> dict[str, Any]:
     """Write ``components/``, and ``coordinates`` and ``residual`` of the sketch; traverse them."""
-    store = run.store
-    weights = store.read("mask")
-    rows = _Rows(run, weights, settings.clip_negative, settings.soft_mask)
+    store, device = run.store, workers.device
     members = np.flatnonzero(included)
-    block = block_rows(rows.n_voxels, memory_limit)
-    read = _cached_reader(rows, members, block)
-    product = gram.gram_matrix(read, len(members), block)
-    fitted = gram.fit_components(product, read, block, settings.components)
-    if not len(fitted.variance):
+    rows = stored_rows(run, settings, members, device)
+    block = block_rows(rows.n_voxels, memory_limit, device)
+    if len(members) <= block and device == "cpu":
+        workers = Serial()  # a single tile
+    product = gram.gram_matrix(rows, len(members), block, workers.run)
+    if not np.trace(product.matrix) > 1e-24 * len(members) * (product.mean @ product.mean):
         raise RunError(
             "Components need volumes that differ. These are all the same inside the mask. "
             "Check the latents, or choose another mask."
@@ -239,6 +225,10 @@ def pca(
     begin()
     for name in (*BUILT_ON, "axes"):  # of other components
         store.delete(name)
+    store.write("components/gram", product.matrix, ("included", "included_"))
+    fitted = gram.fit_components(
+        product, rows, block, settings.components, workers.run, _eigenpairs_by(run, workers)
+    )
     n, r = len(included), len(fitted.variance)
     coordinates, norms = np.empty((n, r)), np.empty(n)
     coordinates[members], norms[members] = fitted.coordinates, np.diag(product.matrix)
@@ -255,8 +245,8 @@ def pca(
     store.write("components/included", included, ("volume",))
     store.write("sketch/coordinates", coordinates, ("volume", "component"))
     store.write("sketch/residual", residual, ("volume",))
-    store.write("components/gram", product.matrix, ("included", "included_"))
-    _traverse(run, rows, fitted, members)
+    forget_rows()
+    _traverse(run, fitted, members)
     return {
         "components": r,
         "volumes": len(members),
@@ -265,22 +255,24 @@ def pca(
     }
 
 
-def _cached_reader(rows: _Rows, members: np.ndarray, block: int) -> gram.Reader:
-    """Reads rows of the volumes analysed; the last block is kept, often it is all of them."""
-    last: list[tuple[tuple[int, int], np.ndarray]] = []
-
-    def read(start: int, stop: int) -> np.ndarray:
-        if not last or last[0][0] != (start, stop):
-            last[:] = []
-            last[:] = [((start, stop), rows.of(rows.main, members[start:stop]))]
-        return last[0][1]
-
-    return read
+def _group_path(run: Recorded) -> str:
+    return str(run.store.directory.resolve() / GROUP)
 
 
-def _traverse(run: Recorded, rows: _Rows, fitted: gram.Components, members: np.ndarray) -> None:
+def _eigenpairs_by(
+    run: Recorded, workers: Workers
+) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
+    """What finds eigenvalues: this process, or a GPU, which reads the matrix that is stored."""
+    if workers.device == "cpu":
+        return leading_eigenpairs
+    stored = matrix.StoredGram(_group_path(run), workers.device)
+    return lambda _, n: workers.call(matrix.eigenpairs, stored, n)
+
+
+def _traverse(run: Recorded, fitted: gram.Components, members: np.ndarray) -> None:
     """Points along the leading components: synthetic maps, and the real volumes nearest to them."""
     store, pixel_size = run.store, run.store.source["pixel_size_angstroms"]
+    weights = store.read("mask")
     shutil.rmtree(run.directory / "maps" / "components", ignore_errors=True)
     n_components = min(TRAVERSED_COMPONENTS, len(fitted.variance))
     positions = np.empty((n_components, TRAVERSAL_POINTS))
@@ -292,7 +284,7 @@ def _traverse(run: Recorded, rows: _Rows, fitted: gram.Components, members: np.n
         nearest[k] = found
         synthetic = fitted.mean + positions[k][:, None] * fitted.vectors[k]
         directory = run.directory / "maps" / "components" / f"component_{k + 1:02d}"
-        for point, volume in enumerate(masks.to_volume(synthetic, rows.weights), 1):
+        for point, volume in enumerate(masks.to_volume(synthetic, weights), 1):
             write_map(directory / f"along_{point:02d}.mrc", volume, pixel_size)
             real = volume_of(run, int(found[point - 1]))
             write_map(directory / f"volume_{point:02d}.mrc", real, pixel_size)
@@ -312,7 +304,9 @@ def volume_of(run: Recorded, row: int) -> np.ndarray:
 # -- states
 
 
-def states(run: Recorded, settings: StatesSettings, begin: Begin) -> dict[str, Any]:
+def states(
+    run: Recorded, settings: StatesSettings, workers: Workers, begin: Begin
+) -> dict[str, Any]:
     """Write ``states/``, maps and particle lists of each state."""
     store = run.store
     included = store.read("components/included")
@@ -325,12 +319,13 @@ def states(run: Recorded, settings: StatesSettings, begin: Begin) -> dict[str, A
             f"There are at most as many states as volumes, {len(members)}. {settings.states} "
             f"were asked for. Use --states {len(members)} or less."
         )
+    near = Serial() if workers.device == "cpu" else workers  # all cores, or a GPU
+    stored = matrix.StoredGram(_group_path(run), workers.device)
     tree = None
     if settings.linkage == "kmeans":
-        points = gram.isometric_coordinates(product)
-        labels = backend.kmeans(points, settings.states, settings.seed, 300, n_starts=10)[1]
+        labels = near.call(matrix.kmeans, stored, settings.states, settings.seed)
     else:
-        tree = linkage.link(distances, settings.linkage)
+        tree = near.call(matrix.link, stored, settings.linkage)
         labels = linkage.cut(tree, settings.states)
     begin()
     store.delete("states/linkage")

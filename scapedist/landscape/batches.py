@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 import zarr
 
+from scapedist import backend
 from scapedist.analysis.mask import density_percentile
 from scapedist.errors import RunError
 from scapedist.model.decoder import Decoder
@@ -18,6 +19,9 @@ from scapedist.store import disk_errors, write_row
 
 if TYPE_CHECKING:  # what sends batches starts without torch
     from scapedist.model.field import Field
+
+WRITERS = 4
+"""Threads that write what a GPU decodes; on the CPU volumes are written in turn."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class VolumeSource:
         Only its voxels are stored, where it is given.
     group_path
         The run's Zarr group.
+    device
+        Where volumes are decoded: ``cpu`` or ``cuda``.
     """
 
     decoder: Decoder | None
@@ -55,6 +61,7 @@ class VolumeSource:
     threshold: float | None
     mask: np.ndarray | None
     group_path: str
+    device: str = "cpu"
     token: str = field(default_factory=lambda: uuid4().hex)
 
     def volumes(self, array: str, start: int, stop: int) -> Any:
@@ -68,20 +75,14 @@ class VolumeSource:
         yield from self.decode(self.latents[array][start:stop])
 
     def decode(self, latents: np.ndarray, low_pass: int | None = None) -> Any:
-        """Yield the volumes (d, d, d) float32 of latents (n, zdim), one after the other.
+        """Yield the volumes (d, d, d) float32 of latents (n, zdim), where they are decoded.
 
         With ``low_pass`` from the frequencies alone that a box of that size has.
         """
-        from scapedist.model.hartley import volumes_from_values
+        for volume in field_of(self).volumes(latents, self.box_size, low_pass):
+            yield self.oriented(backend.as_array(volume.float()))
 
-        field = field_of(self)
-        lattice = field.lattice(self.box_size, low_pass)
-        values = field.values(latents, lattice)
-        for row in values:
-            volume = volumes_from_values(row[None], lattice)[0]
-            yield self.oriented(volume.float().numpy())
-
-    def oriented(self, volume: np.ndarray) -> np.ndarray:
+    def oriented(self, volume: Any) -> Any:
         """A volume (d, d, d) mirrored and with its sign changed, as the settings say."""
         if self.flip:
             volume = volume[::-1]
@@ -104,7 +105,7 @@ def field_of(source: VolumeSource) -> Field:
     if source.token not in _FIELDS:
         _FIELDS.clear()
         assert source.decoder is not None
-        _FIELDS[source.token] = Field(source.decoder, dtype=source.dtype)
+        _FIELDS[source.token] = Field(source.decoder, source.device, source.dtype)
     return _FIELDS[source.token]
 
 
@@ -126,28 +127,37 @@ def generate_batch(source: VolumeSource, task: tuple[str, int, int]) -> dict[str
     """
     name, start, stop = task
     array = zarr.open_array(f"{source.group_path}/{name}", mode="r+")
-    percentiles, outside = [], []
-    with disk_errors(Path(source.group_path).parent):
+    on_cpu = source.device == "cpu"
+    with (
+        disk_errors(Path(source.group_path).parent),
+        backend.Outbox(0 if on_cpu else WRITERS) as outbox,
+    ):
+        inside = None if source.mask is None else backend.to_device(source.inside, source.device)
         for row, volume in enumerate(source.volumes(name, start, stop), start):
-            percentile = density_percentile(volume)
-            if not np.isfinite(percentile):
-                raise RunError(
-                    f"Volumes are finite. Volume {row} of {name} is not. The model may have "
-                    "diverged, or its precision does not suffice: use --dtype float32."
-                )
-            percentiles.append(percentile)
-            if source.mask is None:
-                write_row(array, row, volume)
-                continue
-            inside = volume.ravel()[source.inside]
-            write_row(array, row, inside)
-            if source.threshold is not None:
+            kept = volume if inside is None else volume.ravel()[inside]
+            counted = [density_percentile(volume)]
+            if inside is not None and source.threshold is not None:
                 n_claimed = np.count_nonzero(volume >= source.threshold)
-                outside.append(int(n_claimed - np.count_nonzero(inside >= source.threshold)))
+                counted.append(n_claimed - np.count_nonzero(kept >= source.threshold))
+            xp = backend.array_module(volume)
+            numbers = xp.stack([xp.asarray(number, np.float64) for number in counted])
+            outbox.put((kept, numbers), partial(_write, array, row))
+        numbers = np.array(outbox.results())
     return {
         "array": name,
         "start": start,
         "stop": stop,
-        "percentile": percentiles,
-        "outside": outside,
+        "percentile": numbers[:, 0].tolist(),
+        "outside": numbers[:, 1:].ravel().astype(int).tolist(),
     }
+
+
+def _write(array: zarr.Array, row: int, values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Write a volume if it is finite, and give back a copy of what was counted of it."""
+    if not np.isfinite(counted[0]):
+        raise RunError(
+            f"Volumes are finite. Volume {row} of {array.path} is not. The model may have "
+            "diverged, or its precision does not suffice: use --dtype float32."
+        )
+    write_row(array, row, values)
+    return counted.copy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 import zarr
 
+from scapedist import backend
 from scapedist.analysis import mask as masks
 from scapedist.analysis.embedding import Calibration, FieldModel
 from scapedist.errors import RunError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # what sends batches starts without torch
 
 COVARIANCE_COMPONENTS = 10
 """Leading coordinates whose posterior covariance is computed."""
-ROWS = 64
+ROWS = {"cpu": 64, "cuda": 2048}
 """Particles of one product in the reduced embedding; always as many, so that sums are the same."""
 
 
@@ -65,12 +66,16 @@ class Projection:
 
 
 class _Frame(NamedTuple):
-    mean: np.ndarray
+    """Components where they are used: arrays of numpy or CuPy."""
+
+    mean: Any
     vectors: Any
+    inside: Any
+    weights: Any
 
 
 class ReducedMap(NamedTuple):
-    """The reduced embedding's arrays, as torch tensors where products are made."""
+    """The reduced embedding's arrays on a device, as torch tensors where products are made."""
 
     points: np.ndarray
     n_hidden: int
@@ -88,35 +93,46 @@ _MAPS: dict[str, ReducedMap] = {}
 
 def _frame_of(projection: Projection) -> _Frame:
     """Components in this process, read once."""
-    import torch
-
     if projection.token not in _FRAMES:
         mean = projection.array("components/mean")
         if projection.low_pass is not None:
             mean = mean - projection.array("embedding/low_pass/shift")
-        vectors = torch.from_numpy(projection.array("components/vectors"))
+        arrays = (
+            mean,
+            projection.array("components/vectors"),
+            *_mask_of(projection),
+        )
         _FRAMES.clear()
-        _FRAMES[projection.token] = _Frame(mean, vectors)
+        _FRAMES[projection.token] = _Frame(*(_on_device(projection, a) for a in arrays))
     return _FRAMES[projection.token]
+
+
+def _mask_of(projection: Projection) -> tuple[np.ndarray, np.ndarray | None]:
+    """Positions of the mask's voxels, and the soft mask's weights there, where they count."""
+    weights = projection.weights[projection.weights > 0] if projection.soft_mask else None
+    return projection.inside, weights
+
+
+def _on_device(projection: Projection, array: np.ndarray | None) -> Any:
+    return None if array is None else backend.to_device(array, projection.source.device)
 
 
 def masked_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     """Masked voxels (b, n_voxels) float32 of latents (b, zdim), as the components take them."""
-    return np.stack(list(_voxels(projection, latents)))
+    inside, weights = (_on_device(projection, array) for array in _mask_of(projection))
+    return np.stack([backend.to_host(row) for row in _voxels(projection, latents, inside, weights)])
 
 
-def _voxels(projection: Projection, latents: np.ndarray) -> Iterator[np.ndarray]:
-    """Masked voxels (n_voxels,) of one latent after the other."""
-    clip, soft = projection.clip_negative, projection.soft_mask
+def _voxels(projection: Projection, latents: np.ndarray, inside: Any, weights: Any) -> Any:
+    """Masked voxels (n_voxels,) of one latent after the other, where they are decoded."""
     for volume in projection.source.decode(latents, projection.low_pass):
-        yield masks.weigh(volume.ravel()[projection.inside][None], projection.weights, clip, soft)[
-            0
-        ]
+        yield masks.weigh(volume.ravel()[inside], weights, projection.clip_negative)
 
 
 def whole_volumes(projection: Projection, latents: np.ndarray) -> np.ndarray:
     """Volumes (b, d, d, d) float32 of latents (b, zdim)."""
-    return np.stack([volume.copy() for volume in projection.source.decode(latents)])
+    decoded = projection.source.decode(latents)
+    return np.stack([backend.to_host(volume).copy() for volume in decoded])
 
 
 def exact_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
@@ -132,20 +148,21 @@ def exact_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     RunError
         Where a volume is not finite.
     """
-    import torch
-
     frame = _frame_of(projection)
-    result = np.empty((len(latents), len(frame.vectors) + 1), np.float32)
-    for row, voxels in zip(result, _voxels(projection, latents), strict=True):
-        difference = torch.from_numpy((voxels - frame.mean).astype(np.float32))
-        coordinates = torch.mv(frame.vectors, difference)
-        missed = torch.addmv(difference, frame.vectors.T, coordinates, alpha=-1).double()
-        row[:-1], row[-1] = coordinates.numpy(), float(missed @ missed)
-        if not np.isfinite(row).all():
-            raise RunError(
-                "Volumes are finite. That of a particle is not. The model may have diverged, or "
-                "its precision does not suffice: generate with --dtype float32."
-            )
+    xp = backend.array_module(frame.mean)
+    found = xp.empty((len(latents), len(frame.vectors) + 1), np.float32)
+    volumes = _voxels(projection, latents, frame.inside, frame.weights)
+    for row, voxels in zip(found, volumes, strict=True):
+        difference = (voxels - frame.mean).astype(np.float32)
+        row[:-1] = frame.vectors @ difference
+        missed = (difference - row[:-1] @ frame.vectors).astype(np.float64)
+        row[-1] = missed @ missed
+    result = backend.to_host(found)
+    if not np.isfinite(result).all():
+        raise RunError(
+            "Volumes are finite. That of a particle is not. The model may have diverged, or its "
+            "precision does not suffice: generate with --dtype float32."
+        )
     return result
 
 
@@ -191,7 +208,7 @@ def energy_of(projection: Projection, latents: np.ndarray, points: np.ndarray) -
     """Variance (m,) float64 of the field at points (m, 3) over latents, outputs added up."""
     field = field_of(projection.source)
     values = field.coefficients(latents, points).double()
-    return (values - values.mean(0)).square().sum((0, 2)).numpy()
+    return (values - values.mean(0)).square().sum((0, 2)).cpu().numpy()
 
 
 def kernel_block(
@@ -209,9 +226,9 @@ def kernel_block(
     rows, mean, n_values = training.features(*task)
     values, hidden = rows[:, :n_values], rows[:, n_values:]
     return (
-        (values @ values[: training.n].T).float().numpy(),
-        (hidden @ hidden[: training.n].T).float().numpy(),
-        (values + mean[:n_values]).float().numpy(),
+        (values @ values[: training.n].T).float().cpu().numpy(),
+        (hidden @ hidden[: training.n].T).float().cpu().numpy(),
+        (values + mean[:n_values]).float().cpu().numpy(),
     )
 
 
@@ -220,13 +237,13 @@ def readout_block(training: Training, task: tuple[int, int, bool]) -> dict[str, 
     import torch
 
     rows, mean, n_values = training.features(*task)
-    weights = torch.from_numpy(training.weights)
+    weights = torch.from_numpy(training.weights).to(rows.device)
     readout = rows[: training.n].double().T @ weights
     readout[:n_values] *= training.scales[0]
     readout[n_values:] *= training.scales[1]
     return {
-        "mean": mean.numpy(),
-        "readout": readout.float().numpy(),
+        "mean": mean.cpu().numpy(),
+        "readout": readout.float().cpu().numpy(),
         "n_values": np.int64(n_values),
     }
 
@@ -247,16 +264,19 @@ def read_map(projection: Projection) -> ReducedMap:
 
         def model(name: str) -> FieldModel:
             names = ("basis", "mean", "center", "weight")
-            return FieldModel(*(array(f"{name}/{key}") for key in names))
+            return FieldModel(*(_on_device(projection, array(f"{name}/{key}")) for key in names))
+
+        def tensor(name: str) -> torch.Tensor:
+            return torch.from_numpy(array(name)).to(projection.source.device)
 
         rules: Any = group.attrs["rules"]
         _MAPS.clear()
         _MAPS[projection.token] = ReducedMap(
             points=array("points"),
             n_hidden=int(rules["n_hidden"]),
-            feature_mean=torch.from_numpy(array("feature_mean")),
-            readout=torch.from_numpy(array("readout")),
-            offset=torch.from_numpy(array("offset")),
+            feature_mean=tensor("feature_mean"),
+            readout=tensor("readout"),
+            offset=tensor("offset"),
             of_sketch=model("field_of_sketch"),
             of_training=model("field_of_training"),
             calibration=Calibration(**rules["calibration"]),
@@ -277,19 +297,20 @@ def reduced_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
 
 def evaluate_map(field: Field, reduced: ReducedMap, latents: np.ndarray) -> np.ndarray:
     """The same by any field and map."""
-    n_values = len(reduced.of_sketch.mean)
+    n_values, rows = len(reduced.of_sketch.mean), ROWS["cpu" if field.device == "cpu" else "cuda"]
     result = []
-    for start in range(0, len(latents), ROWS):
-        some = latents[start : start + ROWS]
-        padded = np.concatenate([some, np.repeat(some[:1], ROWS - len(some), 0)])
+    for start in range(0, len(latents), rows):
+        some = latents[start : start + rows]
+        padded = np.concatenate([some, np.repeat(some[:1], rows - len(some), 0)])
         features = field.features(padded, reduced.points, reduced.n_hidden)
-        values = features[:, :n_values].float().numpy().copy()
+        values = backend.as_array(features[:, :n_values].float().clone())
         features = features.float().sub_(reduced.feature_mean)
-        coordinates = (features @ reduced.readout + reduced.offset).numpy()
+        coordinates = backend.as_array(features @ reduced.readout + reduced.offset)
         rules = reduced.calibration
         residual = rules.residual(reduced.of_sketch.misfit(coordinates, values))
         error = rules.error(reduced.of_training.misfit(coordinates, values))
-        result.append(np.column_stack([coordinates, residual, error])[: len(some)])
+        found = np.concatenate([coordinates, residual[:, None], error[:, None]], 1)
+        result.append(backend.to_host(found)[: len(some)])
     return np.concatenate(result).astype(np.float32)
 
 

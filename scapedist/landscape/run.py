@@ -154,8 +154,15 @@ class Run(Recorded):
         self._stage("mask", settings, inputs, lambda begin: analyse.mask(self, settings, begin))
         return self
 
-    def pca(self, memory_limit: int | None = None, **options: Any) -> Run:
+    def pca(
+        self, workers: Workers | None = None, memory_limit: int | None = None, **options: Any
+    ) -> Run:
         """Fit the components; options as in :class:`PcaSettings`.
+
+        Parameters
+        ----------
+        workers, memory_limit
+            As for :meth:`generate`.
 
         ``exclude_states`` holds for this call alone: without it all volumes are taken.
         """
@@ -167,14 +174,27 @@ class Run(Recorded):
             "pca",
             settings,
             inputs,
-            lambda begin: analyse.pca(self, settings, included, memory_limit, begin),
+            lambda begin: analyse.pca(
+                self, settings, included, workers or Serial(), memory_limit, begin
+            ),
         )
         return self
 
-    def states(self, **options: Any) -> Run:
-        """Group the volumes into states; options as in :class:`StatesSettings`."""
+    def states(self, workers: Workers | None = None, **options: Any) -> Run:
+        """Group the volumes into states; options as in :class:`StatesSettings`.
+
+        Parameters
+        ----------
+        workers
+            Where they have GPUs, one of them finds the groups; default this process.
+        """
         settings = self._settings("states", StatesSettings, options)
-        self._stage("states", settings, {}, lambda begin: analyse.states(self, settings, begin))
+        self._stage(
+            "states",
+            settings,
+            {},
+            lambda begin: analyse.states(self, settings, workers or Serial(), begin),
+        )
         with self.store.lock(), disk_errors(self.directory):
             self._place()
         return self
@@ -365,8 +385,8 @@ class Run(Recorded):
             self.store.journal_write(self._fingerprint("generate", settings, inputs), entries)
         self.generate(workers, memory_limit)
         self.mask()
-        self.pca(memory_limit)
-        self.states()
+        self.pca(workers, memory_limit)
+        self.states(workers)
         return len(fresh)
 
     def report(self, **options: Any) -> Path:

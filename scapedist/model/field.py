@@ -8,16 +8,28 @@ h(k) = a - b and h(-k) = a + b directly; blocks are sized so that activations st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from scapedist.backend import pool_bytes
+from scapedist.errors import ResourceError
 from scapedist.model.decoder import CACHE_BYTES, Decoder, check_dtype, check_latents
 from scapedist.model.hartley import volumes_from_values
 from scapedist.model.lattice import Lattice
 
+T = TypeVar("T")
+GIB = 2**30
+BUDGET_FRACTION = 0.5
+"""Of the memory that is free on a GPU: what a field uses."""
+DEVICE_ACTIVATIONS = 2**26
+"""Of one layer, computed at once on a GPU: products large enough to fill it, few launches."""
+LEAST_ROWS = 256
 _COMPUTE = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -39,17 +51,26 @@ class Field:
         A torch device name.
     dtype
         ``float32`` (default), ``float64``, or by name one of the faster ones: ``tf32`` (GPU
-        only), ``bfloat16``, ``float16``. Values and volumes are float32 but for ``float64``.
+        only), ``bfloat16``, ``float16``. Values and volumes are float32 but for ``float64``; sums
+        of the faster ones are float32, and so is the last layer's result.
+    memory_bytes
+        What activations, values and what is kept between batches may take; None for half of what
+        is free on a GPU, and on the CPU for what is fastest. Where memory does not suffice all
+        the same, it is halved and the work is done again.
     """
 
     decoder: Decoder
     device: str = "cpu"
     dtype: str = "float32"
+    memory_bytes: int | None = None
     _lattices: dict[tuple[int, int], Lattice] = field(default_factory=dict, repr=False)
     _cached: tuple[np.ndarray, int, list[torch.Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype, self.device)
+        self._on_cpu = self.device == "cpu"
+        if self.memory_bytes is None and not self._on_cpu:
+            self.memory_bytes = int(BUDGET_FRACTION * free_bytes(self.device))
         self._compute = _COMPUTE[self.dtype]
         self._exact = torch.float64 if self.dtype == "float64" else torch.float32
         weights = [torch.from_numpy(weight) for weight in self.decoder.weights]
@@ -89,13 +110,38 @@ class Field:
         ------
         InputError
             Where the latents do not have the model's dimension or are not finite.
+        ResourceError
+            Where the memory does not suffice for one volume.
         """
         lattice = self.lattice(box_size)
         values = self.values(latents, lattice)
-        return volumes_from_values(values, lattice)
+        return self.sparing(lambda: volumes_from_values(values, lattice))
+
+    def volumes(
+        self, latents: np.ndarray, box_size: int | None = None, low_pass: int | None = None
+    ) -> Iterator[torch.Tensor]:
+        """The same one after the other, (d, d, d) each, and from a smaller box's frequencies."""
+        lattice = self.lattice(box_size, low_pass)
+        start = 0
+        while start < len(latents):
+
+            def some(start: int = start) -> torch.Tensor:
+                return self._values(latents[start : start + self._together(lattice)], lattice)
+
+            values = self.sparing(some)
+            for row in values:
+
+                def volume(row: torch.Tensor = row) -> torch.Tensor:
+                    return volumes_from_values(row[None], lattice)[0]
+
+                yield self.sparing(volume)
+            start += len(values)
 
     def values(self, latents: np.ndarray, lattice: Lattice) -> torch.Tensor:
         """Normalised h at a lattice's points, and its background behind: (n, lattice.n_slots)."""
+        return self.sparing(lambda: self._values(latents, lattice))
+
+    def _values(self, latents: np.ndarray, lattice: Lattice) -> torch.Tensor:
         n_values = lattice.n_slots - 1
         values = torch.empty((len(latents), lattice.n_slots), dtype=self._exact, device=self.device)
         mean, deviation = self.decoder.norm
@@ -123,24 +169,33 @@ class Field:
         n_outputs = self._layers[-1][0].shape[1]
         points = np.ascontiguousarray(frequencies, np.float32)
         shape = (len(latents), len(points) * n_outputs)
-        values = torch.empty(shape, dtype=self._exact, device=self.device)
-        with torch.inference_mode():
-            self._evaluate(check_latents(latents, self.decoder.zdim), points, values)
-        return values.view(len(latents), len(points), n_outputs)
+
+        def work() -> torch.Tensor:
+            values = torch.empty(shape, dtype=self._exact, device=self.device)
+            with torch.inference_mode():
+                self._evaluate(check_latents(latents, self.decoder.zdim), points, values)
+            return values.view(len(latents), len(points), n_outputs)
+
+        return self.sparing(work)
 
     def _evaluate(self, latents: np.ndarray, points: np.ndarray, out: torch.Tensor) -> None:
         """Write the field at points (m, 3) into out[:, : m * n_outputs]."""
         n_outputs = self._layers[-1][0].shape[1]
-        features = self._encode(latents)
+        if not len(latents):
+            return
         # one product a latent: a latent's values do not depend on the others of its batch
-        codes = [row @ self._latent_weight for row in features]
+        codes = torch.stack([row @ self._latent_weight for row in self._encode(latents)])
         rows = self.block_rows()
-        buffers = self._buffers(rows)
+        # on a GPU as many latents together as fill it
+        together = 1 if self._on_cpu else max(1, min(rows // max(len(points), 1), len(latents)))
+        buffers = self._buffers(max(rows, together * min(rows, len(points))))
         for start, block in self._first_layer(points, rows):
             stop = start + len(block)
-            for code, row in zip(codes, out, strict=True):
-                hidden = self._hidden(block, code, buffers)
-                self._outputs(hidden, row[start * n_outputs : stop * n_outputs])
+            for first in range(0, len(latents), together):
+                some = codes[first : first + together]
+                hidden = self._hidden(block, some[:, None], buffers)
+                target = out[first : first + together, start * n_outputs : stop * n_outputs]
+                self._outputs(hidden, target.view(len(some), len(block), n_outputs))
 
     def features(self, latents: np.ndarray, points: np.ndarray, n_hidden: int) -> torch.Tensor:
         """The raw field at some points, and the last hidden layer at the first of them.
@@ -160,6 +215,9 @@ class Field:
             same where latents come in the same groups.
         """
         latents = check_latents(latents, self.decoder.zdim)
+        return self.sparing(lambda: self._features(latents, points, n_hidden))
+
+    def _features(self, latents: np.ndarray, points: np.ndarray, n_hidden: int) -> torch.Tensor:
         n_outputs, width, m = self._layers[-1][0].shape[1], self.decoder.hidden_size, len(points)
         n_values = m * n_outputs
         shape = (len(latents), n_values + n_hidden * width)
@@ -172,9 +230,7 @@ class Field:
             for start in range(0, len(latents), together):
                 code, rows = codes[start : start + together], out[start : start + together]
                 hidden = self._hidden(block, code[:, None], buffers)
-                values = torch.empty_like(rows[:, :n_values])
-                self._outputs(hidden, values.view(-1))
-                rows[:, :n_values] = values
+                self._outputs(hidden, rows[:, :n_values].view(len(code), m, n_outputs))
                 if n_hidden:
                     activations = hidden.view(len(code), m, width)[:, :n_hidden]
                     rows[:, n_values:] = activations.reshape(len(code), -1)
@@ -193,21 +249,49 @@ class Field:
         """The last hidden layer (rows, hidden size) of first-layer parts that are added up."""
         summed = torch.broadcast_shapes(block.shape, code.shape)
         n, (here, there) = int(np.prod(summed[:-1])), buffers
-        if block.dtype == here.dtype:
-            torch.add(block, code, out=here[:n].view(summed))
-        else:
-            here[:n] = (block + code).view(n, -1)
+        torch.add(block, code, out=here[:n].view(summed))
         self._activate(here[:n])
-        for weight, bias in self._layers[:-1]:
-            torch.addmm(bias, here[:n], weight, out=there[:n])
-            self._activate(there[:n])
-            here, there = there, here
+        with self._precision():
+            for weight, bias in self._layers[:-1]:
+                self._layer(here[:n], weight, bias, there[:n])
+                here, there = there, here
         return here[:n]
 
+    def _layer(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        if self._on_cpu or self.decoder.negative_slope:
+            torch.addmm(bias, x, weight, out=out)
+            self._activate(out)
+        else:  # the product's own epilogue: activations are not read and written once more
+            torch._addmm_activation(bias, x, weight, out=out)
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Let the matrix units round float32 operands where the precision says so."""
+        if self.dtype != "tf32":
+            yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
     def _outputs(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the last layer's result into out (..., n_outputs), in its precision."""
         weight, bias = self._layers[-1]
         # few rows, many columns: several times as fast as many rows of one or two columns
-        out.view(len(hidden), -1).copy_(torch.addmm(bias[:, None], weight.T, hidden.T).T)
+        if weight.dtype == out.dtype:
+            found = torch.addmm(bias[:, None], weight.T, hidden.T)
+        else:
+            if self._on_cpu:
+                found = weight.T.to(out.dtype) @ hidden.T.to(out.dtype)
+            else:
+                found = torch.mm(weight.T, hidden.T, out_dtype=out.dtype)
+            found += bias[:, None]
+        out.copy_(found.T.view(out.shape))
 
     def _activate(self, x: torch.Tensor) -> None:
         if self.decoder.negative_slope:
@@ -224,7 +308,7 @@ class Field:
                 start += len(block)
             return
         n_bytes = len(points) * self.decoder.hidden_size * self._first_bias.element_size()
-        keep = n_bytes <= CACHE_BYTES
+        keep = n_bytes <= (CACHE_BYTES if self.memory_bytes is None else self.memory_bytes // 4)
         blocks = []
         for start in range(0, len(points), rows):
             chunk = torch.from_numpy(points[start : start + rows]).to(self.device, self._exact)
@@ -241,10 +325,67 @@ class Field:
 
         Several threads share a product, and wait for one another at its end: they get longer ones.
         """
-        if self.device != "cpu":
-            return 1 << 16
-        rows = max(1024, 3 * 2**16 // self.decoder.hidden_size)
-        return rows if torch.get_num_threads() == 1 else 4 * rows
+        width = self.decoder.hidden_size
+        rows = max(1024, 3 * 2**16 // width) if self._on_cpu else DEVICE_ACTIVATIONS // width
+        if self._on_cpu and torch.get_num_threads() > 1:
+            rows *= 4
+        if self.memory_bytes is None:
+            return rows
+        most = self.memory_bytes // 2 // (width * (2 * self._compute.itemsize + 4))
+        return max(LEAST_ROWS, min(rows, most))
+
+    def _together(self, lattice: Lattice) -> int:
+        """Latents whose values are held at once."""
+        if self.memory_bytes is None:
+            return np.iinfo(np.int64).max
+        return max(1, self.memory_bytes // 4 // (lattice.n_slots * self._exact.itemsize))
+
+    def sparing(self, work: Callable[[], T]) -> T:
+        """The result of some work of this field, with less memory where there is not enough.
+
+        Raises
+        ------
+        ResourceError
+            Where the least that is needed is not there.
+        """
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if self.memory_bytes is None or not out_of_memory(error):
+                    raise
+                least = LEAST_ROWS * self.decoder.hidden_size * 8
+                if self.memory_bytes < 4 * least:
+                    box, free = self.decoder.box_size, free_bytes(self.device)
+                    raise ResourceError(
+                        f"One volume at a time does not fit the memory of {self.device}: "
+                        f"{free / GIB:.2f} GiB are free for a model of box {box}. Use a smaller "
+                        "--box-size, a GPU with more memory, or CPUs (without --gpus)."
+                    ) from None
+            self.memory_bytes //= 2
+            self._cached = None
+            if not self._on_cpu:
+                torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice.
+
+    torch has a class of errors for it; where RMM allocates, it is a RuntimeError of its own text.
+    """
+    text = str(error).lower()
+    signs = ("out of memory", "out_of_memory", "bad_alloc", "alloc_failed", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
+def free_bytes(device: str) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device == "cpu":
+        return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    free, _ = torch.cuda.mem_get_info(device)
+    if torch.cuda.memory.get_allocator_backend() in ("native", "cudaMallocAsync"):
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return int(free) + pool_bytes()
 
 
 def encode_positions(decoder: Decoder, points: torch.Tensor) -> torch.Tensor:

@@ -33,9 +33,13 @@ plan = plan_generation(run.model.decoder, box_size, GenerateSettings(), 10, None
 print(json.dumps([peak_bytes(), plan.worker_bytes]))
 """
 REDUCED = """
+import numpy as np
 from scapedist.landscape import Run
+from scapedist.landscape.embedder import Embedder
+from scapedist.workers import Serial
 run = Run.create(sys.argv[1], 19, sys.argv[2])
 run.sketch(size=100, quality_groups=0).generate().mask().pca(components=4)
+Embedder(run, Serial(), None).exact_rows(np.arange(16), "")  # decoding's own peak
 before = peak_bytes()
 run.embed(tolerance=0.05)
 built = run.store.beside["embedding/map"]["results"]
