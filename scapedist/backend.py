@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import queue
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -21,6 +22,8 @@ from scapedist.errors import InputError, ResourceError
 
 HOST_COPIES = 6
 """Volumes that are on their way from a GPU to the disk at any time."""
+PRODUCT_BYTES = 2**30
+"""Distances that are held at once."""
 FULL_SPECTRUM = 25_000
 """Largest matrix whose whole spectrum is computed on a GPU."""
 
@@ -134,15 +137,21 @@ class Outbox:
 
 
 def pool_bytes() -> int:
-    """Bytes that are free in the pool of a GPU that RMM shares between torch and CuPy."""
+    """Bytes that are free in the pool of a GPU that RMM shares between torch and CuPy.
+
+    RMM counts what it hands out where it is told to track allocations, as our workers do.
+    """
     import rmm
-    import rmm.statistics
 
     resource = rmm.mr.get_current_device_resource()
-    while not hasattr(resource, "pool_size"):
-        resource = resource.get_upstream()
-    counts = rmm.statistics.get_statistics()
-    return int(resource.pool_size()) - (counts.current_bytes if counts else 0)
+    size = used = 0
+    while resource is not None:
+        if hasattr(resource, "get_allocated_bytes"):
+            used = max(used, int(resource.get_allocated_bytes()))
+        if hasattr(resource, "pool_size"):
+            size = int(resource.pool_size())
+        resource = resource.get_upstream() if hasattr(resource, "get_upstream") else None
+    return max(size - used, 0)
 
 
 # -- linear algebra
@@ -271,3 +280,83 @@ def kmeans(
         )
         labels = model.fit_predict(np.array(points, np.float64))
     return model.cluster_centers_, labels
+
+
+def hdbscan(points: Any, least: int) -> np.ndarray:
+    """Dense groups (n,) int32 of points (n, k), -1 for none, by HDBSCAN; of CuPy by cuML.
+
+    Parameters
+    ----------
+    points
+    least
+        Points of a group, at least.
+    """
+    if array_module(points) is not np:
+        from cuml.cluster import HDBSCAN as DeviceHDBSCAN
+
+        return to_host(DeviceHDBSCAN(min_cluster_size=least).fit_predict(points)).astype(np.int32)
+    from sklearn.cluster import HDBSCAN
+
+    labels: np.ndarray = HDBSCAN(min_cluster_size=least, copy=True).fit_predict(points)
+    return labels.astype(np.int32)
+
+
+def nearest_by_gpu(centers: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The center nearest to each point, as :func:`nearest_by_products`, by a GPU."""
+    return nearest_by_products(to_device(centers, "cuda"), to_device(points, "cuda"))
+
+
+def nearest_by_products(centers: Any, points: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Distance and number of the center nearest to each point, from all distances in float64.
+
+    Parameters
+    ----------
+    centers : (m, k) float
+    points : (n, k) float
+        Of numpy or CuPy.
+
+    Returns
+    -------
+    distance : (n,) float64
+    number : (n,) int64
+    """
+    centers, points = centers.astype(np.float64), points.astype(np.float64)
+    origin = centers.mean(0)  # products of small numbers lose less
+    centers, points = centers - origin, points - origin
+    half_norms = np.square(centers).sum(1) / 2
+    rows = max(1, PRODUCT_BYTES // (8 * len(centers)))
+    distance, number = np.empty(len(points)), np.empty(len(points), np.int64)
+    for start in range(0, len(points), rows):
+        some = points[start : start + rows]
+        nearest = (half_norms - some @ centers.T).argmin(1)
+        number[start : start + rows] = to_host(nearest)
+        gaps = np.square(some - centers[nearest]).sum(1)
+        distance[start : start + rows] = to_host(np.sqrt(gaps))
+    return distance, number
+
+
+def umap(points: Any, seed: int) -> np.ndarray:
+    """Points (n, k) in a plane by UMAP, (n, 2) float32; of CuPy by cuML, else by umap-learn.
+
+    Raises
+    ------
+    InputError
+        Where the package is not installed.
+    """
+    options = {"n_components": 2, "n_neighbors": min(15, len(points) - 1), "random_state": seed}
+    if array_module(points) is not np:
+        from cuml.manifold import UMAP as DeviceUMAP
+
+        return to_host(DeviceUMAP(**options).fit_transform(points))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # umap tells of optional packages and of its own habits
+            from umap import UMAP  # seconds to import: only where it is wanted
+
+            found: np.ndarray = UMAP(**options, n_jobs=1).fit_transform(points)
+            return found
+    except ImportError:
+        raise InputError(
+            "A UMAP of the latents needs the package umap-learn. It is not installed. "
+            "Install it (pip install 'scapedist[umap]'), or make the report without UMAP."
+        ) from None

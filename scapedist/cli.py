@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -58,7 +58,9 @@ Invert = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="Precision: float32, float64, bfloat16, float16. [default: float32]"),
+    typer.Option(
+        help="Precision: float32, float64, tf32 (GPU), bfloat16, float16. [default: float32]"
+    ),
 ]
 StoreKind = Annotated[
     str | None,
@@ -108,7 +110,7 @@ ExcludeStates = Annotated[
 States = Annotated[int | None, typer.Option(help="Number of states. [default: 10]")]
 Linkage = Annotated[
     str | None,
-    typer.Option(help="average, ward, complete, single, or kmeans. [default: average]"),
+    typer.Option(help="average, ward, complete, single, kmeans, or hdbscan. [default: average]"),
 ]
 Embedding = Annotated[
     str | None,
@@ -135,6 +137,14 @@ NWorkers = Annotated[
 Scheduler = Annotated[
     str | None,
     typer.Option(help="A running Dask scheduler: tcp://HOST:PORT or its file. [default: none]"),
+]
+Gpus = Annotated[
+    str | None,
+    typer.Option(help="GPUs, a worker each: all, or numbers as 0,2. [default: none, CPUs]"),
+]
+Cluster = Annotated[
+    Path | None,
+    typer.Option(help="File that says where workers come from (cluster_configs). [default: none]"),
 ]
 MemoryLimit = Annotated[
     str | None, typer.Option(help="What a worker may use, as 16GiB. [default: no limit]")
@@ -177,6 +187,8 @@ def run(
     seed: Seed = None,
     workers: NWorkers = None,
     scheduler: Scheduler = None,
+    gpus: Gpus = None,
+    cluster: Cluster = None,
     memory_limit: MemoryLimit = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -211,7 +223,8 @@ def run(
         "tolerance": tolerance,
         "error_bars": error_bars,
     }
-    _run_all(workdir, epoch, output, workers, scheduler, memory_limit, overwrite, options)
+    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
+    _run_all(workdir, epoch, output, where, overwrite, options)
 
 
 @app.command()
@@ -221,12 +234,14 @@ def demo(
     ),
     sketch_size: SketchSize = None,
     workers: NWorkers = None,
+    gpus: Gpus = None,
 ) -> None:
     """The whole job on the bundled model of adenylate kinase."""
     from importlib.resources import as_file, files
 
     with as_file(files("scapedist") / "data" / "adk") as workdir:
-        _run_all(workdir, 14, output, workers, None, None, False, {"size": sketch_size})
+        where = _Where(workers, gpus=gpus)
+        _run_all(workdir, 14, output, where, False, {"size": sketch_size})
 
 
 @app.command()
@@ -294,10 +309,13 @@ def generate(
     mask: Mask = None,
     workers: NWorkers = None,
     scheduler: Scheduler = None,
+    gpus: Gpus = None,
+    cluster: Cluster = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Decode the sketch's volumes into the run's Zarr store; resumes."""
-    with _at_work(directory, workers, scheduler, memory_limit) as (opened, *resources):
+    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
+    with _at_work(directory, where) as (opened, *resources):
         opened.generate(
             *resources,
             box_size=box_size,
@@ -344,19 +362,22 @@ def pca(
     clip_negative: ClipNegative = None,
     soft_mask: SoftMask = None,
     exclude_states: ExcludeStates = None,
+    workers: NWorkers = None,
+    scheduler: Scheduler = None,
+    gpus: Gpus = None,
+    cluster: Cluster = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Fit the components of the masked volumes."""
-    opened = _stage(
-        directory,
-        lambda run: run.pca(
-            _bytes(memory_limit),
+    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
+    with _at_work(directory, where, at_once=False) as (opened, *resources):
+        opened.pca(
+            *resources,
             components=components,
             clip_negative=clip_negative,
             soft_mask=soft_mask,
             exclude_states=_numbers(exclude_states),
-        ),
-    )
+        )
     results = opened.store.stages["pca"]["results"]
     typer.echo(
         f"{results['components']} components of {results['volumes']} volumes explain "
@@ -366,10 +387,18 @@ def pca(
 
 @app.command("states")
 def states_command(
-    directory: RunDir, states: States = None, linkage: Linkage = None, seed: Seed = None
+    directory: RunDir,
+    states: States = None,
+    linkage: Linkage = None,
+    seed: Seed = None,
+    scheduler: Scheduler = None,
+    gpus: Gpus = None,
+    cluster: Cluster = None,
 ) -> None:
     """Group the volumes into states."""
-    opened = _stage(directory, lambda run: run.states(states=states, linkage=linkage, seed=seed))
+    where = _Where(None, scheduler, gpus, cluster)
+    with _at_work(directory, where, at_once=False) as (opened, pool, _):
+        opened.states(pool, states=states, linkage=linkage, seed=seed)
     for state, n in enumerate(opened.store.stages["states"]["results"]["n_particles"]):
         typer.echo(f"state {state}: {n} particles")
 
@@ -404,6 +433,8 @@ def embed(
     seed: Seed = None,
     workers: NWorkers = None,
     scheduler: Scheduler = None,
+    gpus: Gpus = None,
+    cluster: Cluster = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Every particle's coordinates: by its own volume, from a few points of it, or guessed."""
@@ -425,7 +456,8 @@ def embed(
         "error_bars": error_bars,
         "seed": seed,
     }
-    with _at_work(directory, workers, scheduler, memory_limit) as (opened, *resources):
+    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
+    with _at_work(directory, where) as (opened, *resources):
         opened.embed(*resources, **options)
         added = opened.grow(*resources) if grow_sketch else 0
         if added:
@@ -445,6 +477,8 @@ def crosscheck(
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     workers: NWorkers = None,
     scheduler: Scheduler = None,
+    gpus: Gpus = None,
+    cluster: Cluster = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
     """All embeddings side by side, against exact decoding."""
@@ -453,7 +487,8 @@ def crosscheck(
 
     from scapedist.output.summary import comparison
 
-    with _at_work(directory, workers, scheduler, memory_limit) as (opened, *resources):
+    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
+    with _at_work(directory, where) as (opened, *resources):
         results = opened.crosscheck(*resources, sample or None, seed)
     header, *rows = comparison(results)
     shown = Table(*header, title=f"{results['sample']} particles that no method has seen")
@@ -590,13 +625,31 @@ def version(
 # -- around the commands
 
 
+class _Where(NamedTuple):
+    """Where a command computes, as its options say."""
+
+    workers: int | None = None
+    scheduler: str | None = None
+    gpus: str | None = None
+    cluster: Path | None = None
+    memory_limit: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """As :func:`scapedist.workers.open_workers` takes them."""
+        return {
+            "n_workers": self.workers,
+            "scheduler": self.scheduler,
+            "gpus": self.gpus,
+            "cluster": self.cluster,
+            "memory_limit": _bytes(self.memory_limit),
+        }
+
+
 def _run_all(
     workdir: Path,
     epoch: int,
     output: Path,
-    workers: int | None,
-    scheduler: str | None,
-    memory_limit: str | None,
+    where: _Where,
     overwrite: bool,
     options: dict[str, Any],
 ) -> None:
@@ -607,12 +660,10 @@ def _run_all(
             workdir,
             epoch,
             output,
-            n_workers=workers,
-            scheduler=scheduler,
-            memory_limit=_bytes(memory_limit),
             overwrite=overwrite,
             progress=reporter,
             on_workers=reporter.workers,
+            **where.options(),
             **options,
         )
     from scapedist.output.summary import summary
@@ -625,18 +676,20 @@ def _run_all(
 
 @contextmanager
 def _at_work(
-    directory: Path, workers: int | None, scheduler: str | None, memory_limit: str | None
+    directory: Path, where: _Where, at_once: bool = True
 ) -> Iterator[tuple[Any, Any, int | None]]:
     """A run that tells how far it is, its workers, and the bytes that each may use."""
     from scapedist.landscape import Run
     from scapedist.workers import open_workers
 
-    limit = _bytes(memory_limit)
+    options = where.options()
     with _Reporter() as reporter:
         opened = Run(directory, reporter)
-        with open_workers(workers, scheduler, limit) as pool:
-            reporter.workers(pool)
-            yield opened, pool, limit
+        with open_workers(**options) as pool:
+            if at_once:
+                pool.begin()
+                reporter.workers(pool)
+            yield opened, pool, options["memory_limit"]
 
 
 def _stage(directory: Path, call: Callable[[Any], Any]) -> Any:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from scapedist.errors import ResourceError
 
 GIB = 2**30
-BATCH_VOLUMES = 8
-"""Volumes of a batch where memory allows: enough to share the first layer, few enough to lose."""
+BATCH_VOLUMES = {"cpu": 8, "cuda": 64}
+"""Volumes of a batch where memory allows: enough to share the first layer and to make the
+scheduler's part small, few enough to lose."""
 IMPORT_BYTES = 450 * 2**20
 """Resident memory of a worker before its first batch (interpreter, torch, zarr, distributed)."""
 BLOCK_BYTES = {"cpu": 64 * 2**20, "cuda": 8 * 2**30}
@@ -68,6 +69,7 @@ def plan_decode(
     n_voxels: int | None = None,
     batch_size: int | None = None,
     memory_limit: int | None = None,
+    device: str = "cpu",
 ) -> DecodePlan:
     """The plan of a decoding, refused where not even one volume at a time fits the limit.
 
@@ -86,9 +88,11 @@ def plan_decode(
     n_voxels
         Voxels stored of each volume (default: all).
     batch_size
-        Volumes of a batch; None for the largest up to 8 that fits.
+        Volumes of a batch; None for the largest that fits, up to 8, or 64 on a GPU.
     memory_limit
-        Bytes that a worker may use; None for no limit.
+        Bytes of host memory that a worker may use; None for no limit.
+    device
+        Where values are: ``cpu``, or ``cuda``, which does with what memory it has.
 
     Raises
     ------
@@ -97,9 +101,10 @@ def plan_decode(
     """
 
     def need(size: int) -> int:
-        return worker_bytes(size, box_size, n_slots, n_weights, cached_bytes)
+        held = size if device == "cpu" else 1
+        return worker_bytes(held, box_size, n_slots, n_weights, cached_bytes)
 
-    sizes = range(1, BATCH_VOLUMES + 1) if batch_size is None else range(batch_size, 0, -1)
+    sizes = range(1, BATCH_VOLUMES[device] + 1) if batch_size is None else range(batch_size, 0, -1)
     fitting = [s for s in sizes if memory_limit is None or need(s) <= memory_limit]
     wanted = batch_size or 1
     if not fitting or (batch_size is not None and fitting[0] != batch_size):

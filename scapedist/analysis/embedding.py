@@ -170,7 +170,7 @@ def fit_ridge(kernel: np.ndarray, targets: np.ndarray) -> Ridge:
     projected = vectors.T @ (targets - mean)
     best: Ridge | None = None
     least = np.inf
-    for ridge in RIDGES * np.trace(kernel):
+    for ridge in RIDGES * float(np.trace(kernel)):
         inverse = 1 / (np.maximum(values, 0) + ridge)
         weights = vectors @ (inverse[:, None] * projected)
         # residual / (1 - leverage); the row's share in the mean counts as leverage too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from scapedist.errors import InputError
 PLUSPLUS_LIMIT = 2000
 """Up to this size k-means starts from k-means++; above it, from particles drawn at random."""
 MAX_ITERATIONS = 10
+Nearest = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 METHODS = ("kmeans", "uniform", "geometric")
 
 
@@ -66,6 +68,7 @@ def make_sketch(
     method: str = "kmeans",
     seed: int = 0,
     excluded: np.ndarray | None = None,
+    nearest: Nearest | None = None,
 ) -> Sketch:
     """Choose representatives among the particles' latents.
 
@@ -83,6 +86,9 @@ def make_sketch(
         Of the random numbers: the same seed gives the same sketch.
     excluded : (m,) int64
         Rows that are neither chosen nor counted.
+    nearest
+        Finds distances and numbers of the centers nearest to points: :func:`nearest_center`, or
+        :func:`scapedist.backend.nearest_by_gpu`.
 
     Returns
     -------
@@ -99,6 +105,7 @@ def make_sketch(
         raise InputError(f"A sketch method is one of {', '.join(METHODS)}. It is {method!r}.")
     if seed < 0:
         raise InputError(f"A seed is 0 or more. It is {seed}.")
+    nearest = nearest or nearest_center
     rows = np.arange(len(latents))
     if excluded is not None:
         rows = np.delete(rows, excluded)
@@ -111,11 +118,11 @@ def make_sketch(
         )
     rng = np.random.default_rng(seed)
     if method == "kmeans":
-        chosen, groups = _kmeans_sketch(points, size, rng)
+        chosen, groups = _kmeans_sketch(points, size, rng, nearest)
     else:
         draw = _draw_uniform if method == "uniform" else _draw_geometric
         chosen = np.sort(draw(points, size, rng))
-        groups = nearest_center(points[chosen], points)[1]
+        groups = nearest(points[chosen], points)[1]
         groups[chosen] = np.arange(len(chosen))
     assignment = np.full(len(latents), -1, np.int32)
     assignment[rows] = groups
@@ -123,12 +130,12 @@ def make_sketch(
 
 
 def _kmeans_sketch(
-    points: np.ndarray, size: int, rng: np.random.Generator
+    points: np.ndarray, size: int, rng: np.random.Generator, nearest: Nearest
 ) -> tuple[np.ndarray, np.ndarray]:
     """k-means groups and the particle of each group that is nearest to its center."""
     spread = size <= PLUSPLUS_LIMIT
     start = _draw_spread(points, size, rng) if spread else np.sort(_draw_uniform(points, size, rng))
-    centers, groups = _lloyd(points, points[start])
+    centers, groups = _lloyd(points, points[start], nearest)
     distance = np.square(points - centers[groups]).sum(1)
     order = np.lexsort((distance, groups))
     present, first = np.unique(groups[order], return_index=True)
@@ -140,7 +147,9 @@ def _kmeans_sketch(
     return order[first], groups
 
 
-def _lloyd(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _lloyd(
+    points: np.ndarray, centers: np.ndarray, nearest: Nearest
+) -> tuple[np.ndarray, np.ndarray]:
     """Lloyd's iterations with a k-d tree over the centers: memory of order n + size.
 
     scikit-learn's k-means adds partial sums in the order in which threads finish; here sums run in
@@ -149,10 +158,10 @@ def _lloyd(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndar
     size = len(centers)
     groups = np.full(len(points), -1)
     for _ in range(MAX_ITERATIONS):
-        distances, nearest = nearest_center(centers, points)
-        if np.array_equal(nearest, groups):
+        distances, found = nearest(centers, points)
+        if np.array_equal(found, groups):
             break
-        groups = nearest
+        groups = found
         counts = np.bincount(groups, minlength=size)
         sums = np.column_stack([np.bincount(groups, column, size) for column in points.T])
         filled = counts > 0
@@ -160,7 +169,7 @@ def _lloyd(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndar
         n_empty = size - int(filled.sum())
         if n_empty:  # an empty group restarts at the particles worst represented
             centers[~filled] = points[np.argsort(-distances, kind="stable")[:n_empty]]
-    groups = nearest_center(centers, points)[1]
+    groups = nearest(centers, points)[1]
     return centers, groups
 
 

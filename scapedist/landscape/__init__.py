@@ -38,6 +38,8 @@ def analyze(
     n_workers: int | None = None,
     scheduler: str | None = None,
     memory_limit: int | None = None,
+    gpus: str | None = None,
+    cluster: str | Path | None = None,
     overwrite: bool = False,
     embedding: str | None = None,
     tolerance: float | None = None,
@@ -54,7 +56,7 @@ def analyze(
         Of the cryoDRGN training.
     output
         The run directory; an interrupted run is resumed.
-    n_workers, scheduler, memory_limit
+    n_workers, scheduler, memory_limit, gpus, cluster
         As for :func:`scapedist.workers.open_workers`.
     overwrite
         Replace what the output holds.
@@ -79,6 +81,7 @@ def analyze(
         error is raised.
     """
     from scapedist.landscape.settings import by_stage, check_embedding, check_together
+    from scapedist.model.decoder import check_dtype
     from scapedist.workers import open_workers, stop_forkserver
 
     failure: ScapedistError | None = None
@@ -90,15 +93,18 @@ def analyze(
         raise InputError(
             f"{workdir} is not a directory. Give the output directory of a cryoDRGN training."
         )
-    with open_workers(n_workers, scheduler, memory_limit) as workers:  # they start meanwhile
+    with open_workers(n_workers, scheduler, memory_limit, gpus, cluster) as workers:
+        check_dtype(chosen["generate"].get("dtype") or "float32", workers.device)
+        workers.begin()  # they start meanwhile
         from scapedist.landscape.run import Run
 
-        local = scheduler is None and workers.n_workers > 1  # they read the weights
+        local = workers.local and workers.n_workers > 1  # they read the weights
         run = Run.create(workdir, epoch, output, progress, overwrite, check_weights=not local)
         if error_bars:
             run.model.posterior_variance()  # there, or refused
-        run.sketch(**chosen["sketch"])
-        if workers.n_workers > 1:  # this process waits now: load what the later stages need
+        run.sketch(workers, **chosen["sketch"])
+        # this process waits now: load what the later stages need
+        if workers.local and workers.n_workers > 1:
             later = threading.Thread(target=import_module, args=("scapedist.output.report",))
             later.start()
         if on_workers is not None:
@@ -112,8 +118,11 @@ def analyze(
                 failure = error
         else:
             _analyse(run, chosen, workers, memory_limit)
+        if workers.device != "cpu":
+            report = run.report(workers, **chosen["report"])
     stop_forkserver()
-    report = run.report(**chosen["report"])
+    if workers.device == "cpu":  # memory of the workers is free again
+        report = run.report(**chosen["report"])
     if failure is not None:
         raise failure
     return report

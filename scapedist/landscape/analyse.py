@@ -15,7 +15,7 @@ from scapedist.analysis import mask as masks
 from scapedist.analysis import states as grouping
 from scapedist.backend import leading_eigenpairs
 from scapedist.errors import InputError, RunError
-from scapedist.landscape import matrix
+from scapedist.landscape import estimate
 from scapedist.landscape.record import Recorded
 from scapedist.landscape.rows import READ_BYTES, StoredRows, forget_rows
 from scapedist.landscape.settings import MaskSettings, PcaSettings, StatesSettings
@@ -30,6 +30,8 @@ Begin = Callable[[], None]
 N_PAIRS = 200
 """Random pairs of sketch volumes that the distances within groups are compared with."""
 TRAVERSED_COMPONENTS, TRAVERSAL_POINTS = 5, 10
+LEAST_DENSE = 5
+"""Volumes of a dense group, at least; of many volumes a hundredth."""
 
 
 # -- mask
@@ -263,10 +265,10 @@ def _eigenpairs_by(
     run: Recorded, workers: Workers
 ) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
     """What finds eigenvalues: this process, or a GPU, which reads the matrix that is stored."""
-    if workers.device == "cpu":
+    if workers.device == "cpu":  # nothing needs to be sent
         return leading_eigenpairs
-    stored = matrix.StoredGram(_group_path(run), workers.device)
-    return lambda _, n: workers.call(matrix.eigenpairs, stored, n)
+    stored = estimate.StoredGram(_group_path(run), workers.device)
+    return lambda _, n: workers.call(estimate.eigenpairs, stored, n)
 
 
 def _traverse(run: Recorded, fitted: gram.Components, members: np.ndarray) -> None:
@@ -319,13 +321,22 @@ def states(
             f"There are at most as many states as volumes, {len(members)}. {settings.states} "
             f"were asked for. Use --states {len(members)} or less."
         )
-    near = Serial() if workers.device == "cpu" else workers  # all cores, or a GPU
-    stored = matrix.StoredGram(_group_path(run), workers.device)
+    near = estimate.one_of(workers)
+    stored = estimate.StoredGram(_group_path(run), workers.device)
     tree = None
-    if settings.linkage == "kmeans":
-        labels = near.call(matrix.kmeans, stored, settings.states, settings.seed)
+    if settings.linkage == "hdbscan":
+        labels = near.call(estimate.hdbscan, stored, max(LEAST_DENSE, len(members) // 100))
+        if labels.max() < 0:
+            raise InputError(
+                "HDBSCAN found no dense groups among these volumes. Use --linkage average."
+            )
+        dense = labels >= 0
+        members, labels = members[dense], labels[dense]
+        distances = distances[np.ix_(dense, dense)]
+    elif settings.linkage == "kmeans":
+        labels = near.call(estimate.kmeans, stored, settings.states, settings.seed)
     else:
-        tree = near.call(matrix.link, stored, settings.linkage)
+        tree = near.call(estimate.link, stored, settings.linkage)
         labels = linkage.cut(tree, settings.states)
     begin()
     store.delete("states/linkage")

@@ -161,3 +161,21 @@ def _write(array: zarr.Array, row: int, values: np.ndarray, counted: np.ndarray)
         )
     write_row(array, row, values)
     return counted.copy()
+
+
+def precision_error(source: VolumeSource, name: str) -> float:
+    """Largest relative L2 error of up to four stored volumes against the source's own."""
+    array = zarr.open_array(f"{source.group_path}/{name}", mode="r")
+    errors = []
+    for row in spread_evenly(len(source.latents[name]), 4).tolist():
+        stored = np.asarray(array[row], np.float64)
+        volume = backend.to_host(next(iter(source.volumes(name, row, row + 1))))
+        if source.mask is not None:
+            volume = volume.ravel()[source.inside]
+        errors.append(float(np.linalg.norm(stored - volume) / np.linalg.norm(volume)))
+    return max(errors)
+
+
+def spread_evenly(n: int, n_wanted: int) -> np.ndarray:
+    """Rows spread evenly over n of them, (m,) int64; all where there are no more."""
+    return np.unique(np.linspace(0, n - 1, min(n, n_wanted)).round().astype(np.int64))

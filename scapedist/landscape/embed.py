@@ -10,8 +10,8 @@ import numpy as np
 
 from scapedist.analysis.crosscheck import relative_error
 from scapedist.errors import InputError
+from scapedist.landscape.batches import spread_evenly
 from scapedist.landscape.embedder import WRITE_ROWS, Embedder
-from scapedist.landscape.generate import spread_evenly
 from scapedist.landscape.projection import (
     COVARIANCE_COMPONENTS,
     Projection,
@@ -27,8 +27,10 @@ from scapedist.model.decoder import check_latents
 from scapedist.plan import batches
 from scapedist.store import RowFile
 
-REDUCED_ROWS, POSTERIOR_ROWS = 512, 64
-"""Particles of a batch of the reduced embedding, and of error bars."""
+REDUCED_ROWS = {"cpu": 512, "cuda": 4096}
+"""Particles of a batch of the reduced embedding."""
+POSTERIOR_ROWS = {"cpu": 64, "cuda": 512}
+"""Particles of a batch of error bars."""
 MLP_VARIANTS = {"paper": (50, 1e-3), "cryodrgn": (200, 1e-4)}
 """Epochs and learning rate."""
 
@@ -158,9 +160,8 @@ def _embed_reduced(
     )
     started = time.perf_counter()
     todo = file.missing(np.arange(n))
-    embedder.fill(
-        file, todo, reduced_batch, embedder.projection, REDUCED_ROWS, "embedding, reduced"
-    )
+    size = REDUCED_ROWS[embedder.workers.device]
+    embedder.fill(file, todo, reduced_batch, embedder.projection, size, "embedding, reduced")
     seconds = time.perf_counter() - started
     flagged = np.flatnonzero(file.read(np.arange(n))[:, -1] > rules["threshold"])
     embedder.exact_rows(flagged, "decoding uncertain ones")
@@ -219,7 +220,7 @@ def _error_bars(embedder: Embedder) -> dict[str, Any]:
         file.missing(np.arange(n)),
         posterior_batch,
         coarse,
-        POSTERIOR_ROWS,
+        POSTERIOR_ROWS[embedder.workers.device],
         "error bars",
         lambda rows: (embedder.latents[rows], deviations[rows], k),
     )
@@ -251,7 +252,7 @@ def _error_bars(embedder: Embedder) -> dict[str, Any]:
 def apply_map(embedder: Embedder, latents: np.ndarray) -> dict[str, np.ndarray]:
     """Coordinates, residuals and expected errors of any latents (n, zdim) by the run's map."""
     latents = check_latents(np.asarray(latents, np.float32), embedder.latents.shape[1])
-    spans = batches(len(latents), REDUCED_ROWS)
+    spans = batches(len(latents), REDUCED_ROWS[embedder.workers.device])
     tasks = [latents[start:stop] for start, stop in spans]
     rows = np.concatenate(embedder.workers.gather(reduced_batch, embedder.projection, tasks))
     return {

@@ -57,6 +57,7 @@ class Embedder:
                 f"Components live on the mask's voxels. The mask of {run.directory} has "
                 f"{n_masked}, its components {n_voxels}. Give `scapedist pca {run.directory}`."
             )
+        workers.check_files([self.store.directory])
         read_weights(run, workers)
         self.projection = Projection(
             self._source(), self.fitted.clip_negative, self.fitted.soft_mask
@@ -69,13 +70,19 @@ class Embedder:
             dataclasses.replace(self.generated, store_dtype="float32"),
             len(self.latents),
             limit,
+            workers.device,
         ).batch_size
         self._exact: RowFile | None = None
 
     def _source(self) -> VolumeSource:
-        source = make_source(self.run, self.generated, {})
+        source = make_source(self.run, self.generated, {}, self.workers.device)
         if made_of_maps(self.run):
-            source = dataclasses.replace(source, decoder=self.run.model.decoder, map_paths=())
+            source = dataclasses.replace(
+                source,
+                decoder=self.run.model.decoder,
+                map_paths=(),
+                device=self.workers.device,
+            )
         return source
 
     def variant(self, **changes: Any) -> Projection:

@@ -8,18 +8,25 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 from scapedist.analysis.mask import threshold_of
-from scapedist.analysis.sketch import grow_sketch, make_sketch, quality_sample
+from scapedist.analysis.sketch import grow_sketch, quality_sample
 from scapedist.errors import InputError, RunError
-from scapedist.landscape.batches import VolumeSource, generate_batch
+from scapedist.landscape.batches import (
+    VolumeSource,
+    generate_batch,
+    precision_error,
+    spread_evenly,
+)
 from scapedist.landscape.ensemble import open_ensemble
+from scapedist.landscape.estimate import sketch_by
 from scapedist.landscape.record import Recorded
 from scapedist.landscape.settings import GenerateSettings, MaskSettings, SketchSettings
 from scapedist.model.checkpoint import read_decoder
-from scapedist.model.decoder import Decoder
+from scapedist.model.decoder import Decoder, check_dtype
 from scapedist.model.lattice import check_box_size
 from scapedist.output.selections import read_indices
 from scapedist.plan import DecodePlan, batches, check_disk, plan_decode
@@ -31,7 +38,9 @@ DEFAULT_BOX_SIZE = 128
 FULL, MASKED, PILOT, QUALITY = "volumes/0", "volumes/masked", "volumes/pilot", "volumes/quality"
 
 
-def sketch(run: Recorded, settings: SketchSettings, begin: Callable[[], None]) -> dict[str, Any]:
+def sketch(
+    run: Recorded, settings: SketchSettings, workers: Workers, begin: Callable[[], None]
+) -> dict[str, Any]:
     """Choose the particles to decode and write ``sketch/``."""
     latents = run.store.read("latents")
     excluded = None
@@ -41,7 +50,9 @@ def sketch(run: Recorded, settings: SketchSettings, begin: Callable[[], None]) -
         chosen = open_ensemble(Path(settings.maps), len(latents)).sketch
         group, particle = np.zeros(0, np.int32), np.zeros(0, np.int64)
     else:
-        chosen = make_sketch(latents, settings.size, settings.method, settings.seed, excluded)
+        chosen = sketch_by(workers)(
+            latents, settings.size, settings.method, settings.seed, excluded
+        )
         group, particle = quality_sample(
             chosen, settings.quality_groups, settings.quality_members, settings.seed
         )
@@ -81,15 +92,21 @@ def generate(
 
     store = run.store
     latents = store.read("latents")
-    if not made_of_maps(run):
+    check_dtype(settings.dtype, workers.device)
+    maps = made_of_maps(run)
+    workers.check_files([store.directory, *([maps] if maps else run.model.files.values())])
+    if not maps:
         read_weights(run, workers)
     rows = store.read("sketch/particle")
     quality_rows = store.read("sketch/quality/particle")
-    source = make_source(run, settings, {FULL: latents[rows], QUALITY: latents[quality_rows]})
+    chosen = {FULL: latents[rows], QUALITY: latents[quality_rows]}
+    source = make_source(run, settings, chosen, workers.device)
     n_whole = len(rows) + len(quality_rows)
     if settings.store == "masked":
         n_whole = min(len(rows), settings.pilot_volumes)
-    plan = plan_generation(source.decoder, source.box_size, settings, n_whole, memory_limit)
+    plan = plan_generation(
+        source.decoder, source.box_size, settings, n_whole, memory_limit, source.device
+    )
     entries = store.journal_read(fingerprint)
     if entries is None:
         _check_disk(store, plan.disk_bytes)
@@ -139,6 +156,7 @@ def generate(
     results: dict[str, Any] = {
         "volumes": len(rows),
         "workers": workers.n_workers,
+        "device": workers.device,
         "batch_size": plan.batch_size,
         "volumes_per_second": round(n_made / seconds, 2),
         "box_size": source.box_size,
@@ -149,7 +167,8 @@ def generate(
         results["claimed_voxels_outside_mask_max"] = int(outside.max())
         results["mask"] = dataclasses.asdict(mask)
     if settings.dtype != "float32" or settings.store_dtype != "float32":
-        results["relative_error_against_float32"] = _precision_error(run, source, main)
+        exact = dataclasses.replace(source, dtype="float32", token=uuid4().hex)
+        results["relative_error_against_float32"] = workers.call(precision_error, exact, main)
     return results
 
 
@@ -197,9 +216,15 @@ def made_of_maps(run: Recorded) -> str | None:
 
 
 def make_source(
-    run: Recorded, settings: GenerateSettings, latents: dict[str, np.ndarray]
+    run: Recorded,
+    settings: GenerateSettings,
+    latents: dict[str, np.ndarray],
+    device: str = "cpu",
 ) -> VolumeSource:
-    """What the workers need, from the run's model or from maps on disk."""
+    """What the workers need, from the run's model or from maps on disk.
+
+    Maps are read where volumes are decoded, but never by a GPU.
+    """
     maps = made_of_maps(run)
     pixel_size = settings.pixel_size or run.model.pixel_size_angstroms
     decoder: Decoder | None = None
@@ -229,6 +254,7 @@ def make_source(
         threshold=None,
         mask=None,
         group_path=str((run.directory / "landscape.zarr").resolve()),
+        device="cpu" if maps else device,
     )
 
 
@@ -238,6 +264,7 @@ def plan_generation(
     settings: GenerateSettings,
     n_volumes: int,
     memory_limit: int | None,
+    device: str = "cpu",
 ) -> DecodePlan:
     """The plan of a generation, refused where it does not fit the memory limit."""
     n_slots, n_weights, cached = 0, 0, 0
@@ -245,7 +272,7 @@ def plan_generation(
         lattice = decoder.lattice(box_size)
         n_slots = lattice.n_slots
         n_weights = sum(weight.size for weight in decoder.weights)
-        cached = decoder.cached_bytes(lattice)
+        cached = decoder.cached_bytes(lattice) if device == "cpu" else 0
     return plan_decode(
         n_volumes=n_volumes,
         box_size=box_size,
@@ -255,6 +282,7 @@ def plan_generation(
         voxel_bytes=2 if settings.store_dtype == "float16" else 4,
         batch_size=settings.batch_size,
         memory_limit=memory_limit,
+        device=device,
     )
 
 
@@ -265,11 +293,6 @@ def volume_box_size(settings: GenerateSettings, model_box_size: int) -> int:
         box_size = min(model_box_size, DEFAULT_BOX_SIZE)
     check_box_size(box_size, model_box_size)
     return box_size
-
-
-def spread_evenly(n: int, n_wanted: int) -> np.ndarray:
-    """Rows spread evenly over n of them, (m,) int64; all where there are no more."""
-    return np.unique(np.linspace(0, n - 1, min(n, n_wanted)).round().astype(np.int64))
 
 
 def _create_arrays(
@@ -351,17 +374,3 @@ def _gather(entries: list[dict[str, Any]], name: str, key: str, n: int) -> np.nd
             "done. Give the same command again; if it stays so, choose another --output."
         )
     return values
-
-
-def _precision_error(run: Recorded, source: VolumeSource, name: str) -> float:
-    """Largest relative L2 error of up to four stored volumes against float32 ones."""
-    rows = spread_evenly(len(source.latents[name]), 4)
-    exact = dataclasses.replace(source, dtype="float32", token=f"{source.token} exact")
-    errors = []
-    for row in rows:
-        stored = np.asarray(run.store.array(name)[int(row)], np.float64)
-        volume = next(iter(exact.volumes(name, row, row + 1)))
-        if source.mask is not None:
-            volume = volume.ravel()[source.inside]
-        errors.append(float(np.linalg.norm(stored - volume) / np.linalg.norm(volume)))
-    return max(errors)

@@ -13,13 +13,13 @@ import numpy as np
 
 from scapedist.errors import InputError, RunError
 from scapedist.landscape import CHECKED_PARTICLES
+from scapedist.landscape.batches import spread_evenly
 from scapedist.landscape.generate import (
     FULL,
     MASKED,
     QUALITY,
     make_source,
     plan_generation,
-    spread_evenly,
     stored_entries,
     volume_box_size,
 )

@@ -12,8 +12,9 @@ import numpy as np
 from scapedist.analysis import embedding as maths
 from scapedist.analysis.crosscheck import relative_error, total_deviation
 from scapedist.errors import InputError
+from scapedist.landscape.batches import spread_evenly
 from scapedist.landscape.embedder import Embedder
-from scapedist.landscape.generate import spread_evenly
+from scapedist.landscape.estimate import ridge_by
 from scapedist.landscape.projection import Training, energy_of, kernel_block, readout_block
 from scapedist.landscape.settings import NOT_WHERE_CLIPPED, EmbedSettings
 from scapedist.plan import batches
@@ -31,7 +32,7 @@ HIDDEN_FEATURES = 2**18
 """Hidden activations that are features, at most; the field is, at every point."""
 HIDDEN_SHARE = 5.0
 """Weight of the hidden layer's part of the kernel, next to the field's."""
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = {"cpu": 64 * 2**20, "cuda": 4 * 2**30}
 """Features of all training volumes at the points of a block."""
 EXACT_ABOVE = 4.0
 """A particle is decoded exactly where its expected error is this many tolerances."""
@@ -158,7 +159,9 @@ def _spans(
     decoder = embedder.projection.source.decoder
     assert decoder is not None
     with_hidden = _n_hidden(decoder.hidden_size)
-    size = max(1, BLOCK_BYTES // (4 * n_latents * (decoder.hidden_size + 2)))
+    size = max(
+        1, BLOCK_BYTES[embedder.workers.device] // (4 * n_latents * (decoder.hidden_size + 2))
+    )
     blocks = []
     for a, b in ((start, min(stop, with_hidden)), (max(start, with_hidden), stop)):
         blocks += [(a + i, a + j, b <= with_hidden) for i, j in batches(max(b - a, 0), size)]
@@ -177,7 +180,7 @@ def _fit(embedder: Embedder, known: _Known, points: np.ndarray, tolerance: float
     values: list[np.ndarray] = []
     best: dict[str, Any] = {}
     coarse: dict[str, Any] = {}
-    done = 0
+    fit, done = ridge_by(embedder.workers), 0
     for m in [m for m in POINTS if m < len(points)] + [len(points)]:
         tasks = _spans(embedder, done, m, n_all)
         for *added, some in embedder.workers.gather(kernel_block, training, tasks):
@@ -188,7 +191,7 @@ def _fit(embedder: Embedder, known: _Known, points: np.ndarray, tolerance: float
         scales = [1 / max(float(np.trace(k[:n])), np.finfo(float).tiny) for k in kernels]
         scales[1] *= HIDDEN_SHARE
         kernel = scales[0] * kernels[0] + scales[1] * kernels[1]
-        ridge = maths.fit_ridge(kernel[:n], known.coordinates[:n])
+        ridge = fit(kernel[:n], known.coordinates[:n])
         work = dataclasses.replace(
             training, points=points[:m], weights=ridge.weights, scales=(scales[0], scales[1])
         )

@@ -102,14 +102,23 @@ class Run(Recorded):
 
     # -- stages
 
-    def sketch(self, **options: Any) -> Run:
-        """Choose the particles to decode; options as in :class:`SketchSettings`."""
+    def sketch(self, workers: Workers | None = None, **options: Any) -> Run:
+        """Choose the particles to decode; options as in :class:`SketchSettings`.
+
+        Parameters
+        ----------
+        workers
+            Where they have GPUs, one of them finds the particles; default this process.
+        """
         settings = self._settings("sketch", SketchSettings, options)
         inputs = {}
         if settings.exclude_particles:
             inputs["exclude_particles"] = hash_file(settings.exclude_particles)
         self._stage(
-            "sketch", settings, inputs, lambda begin: generate.sketch(self, settings, begin)
+            "sketch",
+            settings,
+            inputs,
+            lambda begin: generate.sketch(self, settings, workers or Serial(), begin),
         )
         return self
 
@@ -389,15 +398,23 @@ class Run(Recorded):
         self.states(workers)
         return len(fresh)
 
-    def report(self, **options: Any) -> Path:
-        """Write plots and ``report.html``; options as in :class:`ReportSettings`."""
+    def report(self, workers: Workers | None = None, **options: Any) -> Path:
+        """Write plots and ``report.html``; options as in :class:`ReportSettings`.
+
+        Parameters
+        ----------
+        workers
+            Where they have GPUs, one of them makes the UMAP; default this process.
+        """
+        from scapedist.landscape.estimate import umap_by
         from scapedist.output.report import write_report
 
         settings = self._settings("report", ReportSettings, options)
 
         def body(begin: Callable[[], None]) -> dict[str, Any]:
             begin()
-            write_report(self.store.group, self.directory, umap=settings.umap)
+            umap = umap_by(workers or Serial()) if settings.umap else None
+            write_report(self.store.group, self.directory, umap)
             return {}
 
         inputs = {name: record["fingerprint"] for name, record in self.store.beside.items()}

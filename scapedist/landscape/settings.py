@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from scapedist.analysis.linkage import LINKAGES
 from scapedist.analysis.sketch import METHODS
 from scapedist.errors import InputError
-from scapedist.model.decoder import check_dtype
+from scapedist.model.decoder import DTYPES
 
 S = TypeVar("S")
 NOT_WHERE_CLIPPED = (
@@ -95,7 +95,7 @@ class GenerateSettings:
     pilot_volumes: int = 64
 
     def __post_init__(self) -> None:
-        check_dtype(self.dtype)
+        _one_of("A precision", self.dtype, DTYPES)
         _one_of("A store", self.store, ("volumes", "masked"))
         _one_of("The type of stored volumes", self.store_dtype, ("float32", "float16"))
         check_pixel_size(self.pixel_size)
@@ -171,7 +171,8 @@ class StatesSettings:
     states
         Number of states.
     linkage
-        ``average``, ``ward``, ``complete``, ``single``, or ``kmeans`` for k-means on the volumes.
+        ``average``, ``ward``, ``complete``, ``single``, or ``kmeans`` for k-means on the volumes;
+        or ``hdbscan`` for as many dense groups as there are, and volumes in no state.
     seed
         Of k-means.
     """
@@ -181,7 +182,7 @@ class StatesSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("A linkage", self.linkage, (*LINKAGES, "kmeans"))
+        _one_of("A linkage", self.linkage, (*LINKAGES, "kmeans", "hdbscan"))
         _at_least("There is a state or more", self.states, 1, "--states")
         _at_least("A seed is 0 or more", self.seed, 0, "--seed")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
-from scapedist.errors import InputError
 from scapedist.output import gallery, plots
 from scapedist.output.aside import written_aside
 from scapedist.output.digest import Digest, principal_axes, read_digest, sample_of_states
@@ -19,6 +17,8 @@ from scapedist.output.gallery import Plots, show
 from scapedist.output.page import Html, array, details, join, page, plot, section, table, tag
 from scapedist.output.plots import component_name, percent
 from scapedist.output.population import population
+
+Umap = Callable[[NDArray, int], NDArray]
 
 if TYPE_CHECKING:
     import zarr
@@ -39,7 +39,9 @@ _NOT_ALWAYS_PLOTTED = (
 )
 
 
-def write_report(group: zarr.Group, directory: Path, umap: bool = False, seed: int = 0) -> Path:
+def write_report(
+    group: zarr.Group, directory: Path, umap: Umap | None = None, seed: int = 0
+) -> Path:
     """Write ``report.html`` and ``plots/*.png`` of a run.
 
     Nothing larger than the latents, or one volume, is in memory at once.
@@ -51,7 +53,8 @@ def write_report(group: zarr.Group, directory: Path, umap: bool = False, seed: i
     directory
         Where the report goes; the run's directory.
     umap
-        Whether to show the latents by UMAP too (fitted on at most 20,000 particles).
+        What maps points (n, k) to a plane by a seed, where the latents are to be shown by UMAP
+        too (at most 20,000 particles): :func:`scapedist.backend.umap`, here or on a GPU.
     seed
         Which points are shown where there are too many, and UMAP's start.
 
@@ -309,7 +312,7 @@ def _components(digest: Digest, drawn: Plots) -> Html:
     )
 
 
-def _latent_space(digest: Digest, drawn: Plots, umap: bool, seed: int) -> Html:
+def _latent_space(digest: Digest, drawn: Plots, umap: Umap | None, seed: int) -> Html:
     latents = digest.array("latents")[...]
     labels = digest.particle_label
     mean, directions, share = principal_axes(latents)
@@ -332,9 +335,9 @@ def _latent_space(digest: Digest, drawn: Plots, umap: bool, seed: int) -> Html:
     drawn["latent_pca.png"] = plots.to_png(
         plots.latent_space(points[:, :2], labels[shown], digest.n_states, axes[:2])
     )
-    if umap:
+    if umap is not None:
         fitted = sample_of_states(labels, MAX_UMAP_PARTICLES, LEAST_POINTS_OF_A_STATE, seed)
-        points = _umap(latents[fitted], seed)
+        points = umap(latents[fitted], seed)
         some = sample_of_states(labels[fitted], MAX_POINTS, LEAST_POINTS_OF_A_STATE, seed)
         axes = ["UMAP 1", "UMAP 2"]
         parts += [
@@ -356,22 +359,6 @@ def _particles(digest: Digest, name: str, axes: list[str], points: NDArray, rows
     template = "particle %{customdata[0]}<br>sketch volume %{customdata[1]}"
     labels = digest.particle_label[rows]
     return _scatter(name, axes, points, labels, hover, template, 4, digest.n_states)
-
-
-def _umap(latents: NDArray, seed: int) -> NDArray:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # umap tells of optional packages and of its own habits
-            from umap import UMAP  # seconds to import: only where it is wanted
-
-            neighbours = min(15, len(latents) - 1)
-            model = UMAP(n_components=2, n_neighbors=neighbours, random_state=seed, n_jobs=1)
-            return model.fit_transform(latents)
-    except ImportError:
-        raise InputError(
-            "A UMAP of the latents needs the package umap-learn. It is not installed. "
-            "Install it (pip install 'scapedist[umap]'), or make the report without UMAP."
-        ) from None
 
 
 def _sketch_quality(digest: Digest, drawn: Plots) -> Html:

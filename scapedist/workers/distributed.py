@@ -33,21 +33,25 @@ class Distributed(Serial):
 
     def __init__(self, start: Start) -> None:
         super().__init__(start.device)
-        self.n_workers = start.n_workers
+        self.n_workers, self.local = start.n_workers, start.local
         self._start = start
+        self._starting: threading.Thread | None = None
         self._client: Any = None
         self._cluster: Any = None
         self._failure: BaseException | None = None
         for name in ("distributed", "tornado", "bokeh"):  # failures reach the user as our errors
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        start.prepare()
-        # workers start while the caller goes on reading and sketching
-        self._starting = threading.Thread(target=self._begin, daemon=True)
-        self._starting.start()
-        if not start.local:
+        if not start.local:  # refused at once where it cannot be reached
             self.connected()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Start the workers while the caller goes on reading and sketching."""
+        if self._starting is None:
+            self._start.prepare()
+            self._starting = threading.Thread(target=self._connect, daemon=True)
+            self._starting.start()
+
+    def _connect(self) -> None:
         try:
             self._client, self._cluster = self._start.begin()
         except BaseException as error:  # handed to the caller by connected()
@@ -61,11 +65,13 @@ class Distributed(Serial):
         ResourceError
             Where the scheduler, or a worker, cannot be had.
         """
+        self.begin()
+        assert self._starting is not None
         self._starting.join()
         if self._failure is not None:
             raise self._start.refusal(self._failure) from None
         if self.dashboard is None:
-            if not self._start.local:
+            if not self.local:
                 self._check_workers()
             if "dashboard" in self._client.scheduler_info(n_workers=0)["services"]:
                 self.dashboard = self._client.dashboard_link
@@ -99,7 +105,7 @@ class Distributed(Serial):
         ResourceError
             Naming the worker and the path.
         """
-        if self._start.local:
+        if self.local:
             return
         wanted = [str(Path(path).resolve()) for path in paths]
         for worker, missing in self.connected().run(_missing, wanted).items():
@@ -173,13 +179,14 @@ class Distributed(Serial):
 
     def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """The result of one call, made by a worker where it is near or has the device."""
-        if not self._start.local and self.device == "cpu":
+        if not self.local and self.device == "cpu":
             return work(*arguments)
         return self.connected().submit(work, *arguments, pure=False).result()
 
     def close(self) -> None:
         """Release the client, and the workers where they are our own."""
-        self._starting.join()
+        if self._starting is not None:
+            self._starting.join()
         for part in (self._client, self._cluster):
             if part is not None:
                 with contextlib.suppress(Exception):

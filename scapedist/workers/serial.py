@@ -25,10 +25,15 @@ class Serial:
     """
 
     n_workers = 1
+    local = True
+    """Whether the workers are processes of this machine."""
     dashboard: str | None = None
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
+
+    def begin(self) -> None:
+        """Have the workers ready soon; without it they start when they are first needed."""
 
     def run(self, work: Work, shared: Any, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """Yield (task's number, result) in order."""

@@ -134,6 +134,7 @@ class LocalGpus(Start):
                     memory_limit=self.memory_limit or 0,
                     rmm_pool_size=self.pool_bytes,
                     rmm_allocator_external_lib_list=["torch", "cupy"],
+                    rmm_track_allocations=True,  # a worker asks how much of the pool is free
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
                     silence_logs=logging.CRITICAL,

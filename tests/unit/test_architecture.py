@@ -44,7 +44,7 @@ ONLY_IN = {
     "matplotlib": {"output"},
     "PIL": {"output"},
     "starfile": {"output"},
-    "umap": {"output"},
+    "umap": {"backend"},
     "typer": {"cli"},
     "rich": {"cli"},
 }

@@ -14,6 +14,7 @@ import pytest
 import zarr
 from PIL import Image
 
+from scapedist import backend
 from scapedist.errors import InputError, RunError
 from scapedist.output import images, plots
 from scapedist.output.digest import principal_axes, read_digest, read_traversals, sample_of_states
@@ -417,14 +418,14 @@ def test_components_of_another_mask(tmp_path: Path, run: zarr.Group):
 def test_umap_that_is_not_installed(tmp_path: Path, run: zarr.Group, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(InputError, match="umap-learn"):
-        write_report(run, tmp_path, umap=True)
+        write_report(run, tmp_path, umap=backend.umap)
     assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.slow
 def test_umap(tmp_path: Path, run: zarr.Group):
     pytest.importorskip("umap")
-    write_report(run, tmp_path, umap=True)
+    write_report(run, tmp_path, umap=backend.umap)
     figure = page_of(tmp_path).data["latent-umap"]
     assert figure["axes"] == ["UMAP 1", "UMAP 2"]
     assert sum(len(decode(trace["columns"][0])) for trace in figure["data"]) == N_PARTICLES

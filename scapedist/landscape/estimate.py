@@ -1,8 +1,10 @@
-"""What is made of the stored Gram matrix, in this process or by a worker with a GPU."""
+"""What is estimated from whole arrays: in this process, or by one worker with a GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,11 @@ import zarr
 
 from scapedist import backend
 from scapedist.analysis import gram, linkage
+from scapedist.analysis.embedding import Ridge, fit_ridge
+from scapedist.analysis.sketch import Sketch, make_sketch
 from scapedist.errors import ResourceError
 from scapedist.store import read_rows
+from scapedist.workers import Serial, Workers
 
 
 @dataclass(frozen=True)
@@ -63,3 +68,44 @@ def kmeans(stored: StoredGram, n_states: int, seed: int) -> np.ndarray:
     """Groups (n,) int32 of the volumes by k-means on their isometric coordinates."""
     points: Any = gram.isometric_coordinates(stored.read())
     return backend.kmeans(points, n_states, seed, 300, n_starts=10)[1]
+
+
+def hdbscan(stored: StoredGram, least: int) -> np.ndarray:
+    """Dense groups (n,) int32 of at least some volumes, -1 for volumes in none, by HDBSCAN."""
+    points: Any = gram.isometric_coordinates(stored.read())
+    return backend.hdbscan(points, least)
+
+
+# -- the same of arrays that are sent
+
+
+def one_of(workers: Workers) -> Workers:
+    """Who estimates: a worker with a GPU; on the CPU this process, with all its cores."""
+    return Serial() if workers.device == "cpu" else workers
+
+
+def sketch_by(workers: Workers) -> Callable[..., Sketch]:
+    """:func:`scapedist.analysis.sketch.make_sketch`, with all distances by a GPU where one is."""
+    if workers.device == "cpu":
+        return make_sketch
+    return partial(workers.call, partial(make_sketch, nearest=backend.nearest_by_gpu))
+
+
+def umap_by(workers: Workers) -> Callable[[np.ndarray, int], np.ndarray]:
+    """What makes a UMAP of points (n, k) by a seed: (n, 2) float32."""
+    return partial(one_of(workers).call, _umap, workers.device)
+
+
+def _umap(device: str, points: np.ndarray, seed: int) -> np.ndarray:
+    return backend.umap(backend.to_device(points, device), seed)
+
+
+def ridge_by(workers: Workers) -> Callable[[np.ndarray, np.ndarray], Ridge]:
+    """What fits a ridge regression to a kernel (n, n) and targets (n, r), float64."""
+    return partial(one_of(workers).call, _ridge, workers.device)
+
+
+def _ridge(device: str, kernel: np.ndarray, targets: np.ndarray) -> Ridge:
+    found = fit_ridge(*(backend.to_device(array, device) for array in (kernel, targets)))
+    weights, mean, left_out = map(backend.to_host, (found.weights, found.mean, found.left_out))
+    return Ridge(weights, mean, left_out, found.ridge)
