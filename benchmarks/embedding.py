@@ -28,11 +28,12 @@ from threadpoolctl import threadpool_limits
 from scapedist import open_model
 from scapedist.analysis.crosscheck import agreement
 from scapedist.analysis.embedding import Calibration, FieldModel
+from scapedist.analysis.project import ReducedMap
 from scapedist.landscape import Run
 from scapedist.landscape.batches import VolumeSource, field_of
 from scapedist.landscape.embedder import Embedder
 from scapedist.landscape.generate import spread_evenly
-from scapedist.landscape.projection import ReducedMap, evaluate_map, exact_batch, reduced_batch
+from scapedist.landscape.projection import exact_batch, reduced_batch
 from scapedist.workers import open_workers
 
 KINDS = {1: "LID-less", 2: "rare"}
@@ -206,7 +207,7 @@ def by_box(place: Path, size: Size) -> list[dict[str, Any]]:
                 every = field.lattice().coordinates
                 points = every[:: max(1, len(every) // m)][:m]
                 reduced = _map_of_any_values(points, 256)
-                call = partial(evaluate_map, field, reduced, model.latents)
+                call = partial(reduced.evaluate, field, model.latents)
                 call()
                 seconds = statistics.median(seconds_of(call) for _ in range(3))
                 row[f"{m} points"] = 1e3 * seconds / len(model.latents)

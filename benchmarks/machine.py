@@ -13,13 +13,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import scapedist
+
+PACKAGES = (
+    "cryodrgn",
+    "torch",
+    "numpy",
+    "zarr",
+    "dask",
+    "cupy-cuda13x",
+    "cupy-cuda12x",
+    "cuml-cu13",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -33,7 +44,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {
             "scapedist": scapedist.__version__,
-            **{name: version(name) for name in ("cryodrgn", "torch", "numpy", "zarr", "dask")},
+            **{name: found for name in PACKAGES if (found := _version(name)) is not None},
         },
         "load_average": os.getloadavg()[0],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -109,6 +120,14 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1e}" if value and abs(value) < 1e-3 else f"{value:.4g}"
     return str(value)
+
+
+def _version(package: str) -> str | None:
+    """An installed package's version; None where it is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

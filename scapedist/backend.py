@@ -154,6 +154,16 @@ def pool_bytes() -> int:
     return max(size - used, 0)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice.
+
+    torch has a class of errors for it; where RMM allocates, it is a RuntimeError of its own text.
+    """
+    text = str(error).lower()
+    signs = ("out of memory", "out_of_memory", "bad_alloc", "alloc_failed", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
 # -- linear algebra
 
 

@@ -72,7 +72,7 @@ def into_squared_distances(matrix: np.ndarray) -> np.ndarray:
     matrix *= -2
     matrix += norms[:, None]
     matrix += norms[None, :]
-    np.fill_diagonal(matrix, 0)
+    matrix.reshape(-1)[:: len(matrix) + 1] = 0
     return np.maximum(matrix, 0, out=matrix)
 
 

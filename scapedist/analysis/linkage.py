@@ -59,7 +59,7 @@ def nearest_neighbor_chain(squared: np.ndarray, method: str) -> np.ndarray:
     """
     xp, n = array_module(squared), len(squared)
     distances = squared if method == "ward" else np.sqrt(squared, out=squared)
-    np.fill_diagonal(distances, np.inf)
+    distances.reshape(-1)[:: n + 1] = np.inf
     sizes, on_device = np.ones(n, np.int64), xp.ones(n)
     merges = np.empty((n - 1, 3))
     chain: list[int] = []

@@ -5,26 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import zarr
 
 from scapedist import backend
-from scapedist.analysis import mask as masks
 from scapedist.analysis.embedding import Calibration, FieldModel
+from scapedist.analysis.project import Frame, ReducedMap
 from scapedist.errors import RunError
 from scapedist.landscape.batches import VolumeSource, field_of
 from scapedist.store import read_rows
 
-if TYPE_CHECKING:  # what sends batches starts without torch
-    from scapedist.model.field import Field
-
 COVARIANCE_COMPONENTS = 10
 """Leading coordinates whose posterior covariance is computed."""
-ROWS = {"cpu": 64, "cuda": 2048}
-"""Particles of one product in the reduced embedding; always as many, so that sums are the same."""
 
 
 @dataclass(frozen=True)
@@ -65,68 +60,42 @@ class Projection:
         return read_rows(zarr.open_array(f"{self.source.group_path}/{name}", mode="r"))
 
 
-class _Frame(NamedTuple):
-    """Components where they are used: arrays of numpy or CuPy."""
-
-    mean: Any
-    vectors: Any
-    inside: Any
-    weights: Any
-
-
-class ReducedMap(NamedTuple):
-    """The reduced embedding's arrays on a device, as torch tensors where products are made."""
-
-    points: np.ndarray
-    n_hidden: int
-    feature_mean: Any
-    readout: Any
-    offset: Any
-    of_sketch: FieldModel
-    of_training: FieldModel
-    calibration: Calibration
-
-
-_FRAMES: dict[str, _Frame] = {}
+_FRAMES: dict[str, Frame] = {}
 _MAPS: dict[str, ReducedMap] = {}
 
 
-def _frame_of(projection: Projection) -> _Frame:
+def _frame_of(projection: Projection) -> Frame:
     """Components in this process, read once."""
     if projection.token not in _FRAMES:
         mean = projection.array("components/mean")
         if projection.low_pass is not None:
             mean = mean - projection.array("embedding/low_pass/shift")
-        arrays = (
-            mean,
-            projection.array("components/vectors"),
-            *_mask_of(projection),
-        )
+        frame = _frame(projection, mean, projection.array("components/vectors"))
         _FRAMES.clear()
-        _FRAMES[projection.token] = _Frame(*(_on_device(projection, a) for a in arrays))
+        _FRAMES[projection.token] = frame
     return _FRAMES[projection.token]
 
 
-def _mask_of(projection: Projection) -> tuple[np.ndarray, np.ndarray | None]:
-    """Positions of the mask's voxels, and the soft mask's weights there, where they count."""
+def _frame(projection: Projection, mean: np.ndarray, vectors: np.ndarray) -> Frame:
     weights = projection.weights[projection.weights > 0] if projection.soft_mask else None
-    return projection.inside, weights
+    return Frame(
+        _on_device(projection, mean),
+        _on_device(projection, vectors),
+        _on_device(projection, projection.inside),
+        None if weights is None else _on_device(projection, weights),
+        projection.clip_negative,
+    )
 
 
-def _on_device(projection: Projection, array: np.ndarray | None) -> Any:
-    return None if array is None else backend.to_device(array, projection.source.device)
+def _on_device(projection: Projection, array: np.ndarray) -> Any:
+    return backend.to_device(array, projection.source.device)
 
 
 def masked_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     """Masked voxels (b, n_voxels) float32 of latents (b, zdim), as the components take them."""
-    inside, weights = (_on_device(projection, array) for array in _mask_of(projection))
-    return np.stack([backend.to_host(row) for row in _voxels(projection, latents, inside, weights)])
-
-
-def _voxels(projection: Projection, latents: np.ndarray, inside: Any, weights: Any) -> Any:
-    """Masked voxels (n_voxels,) of one latent after the other, where they are decoded."""
-    for volume in projection.source.decode(latents, projection.low_pass):
-        yield masks.weigh(volume.ravel()[inside], weights, projection.clip_negative)
+    frame = _frame(projection, np.zeros(0), np.zeros((0, 0), np.float32))
+    volumes = projection.source.decode(latents, projection.low_pass)
+    return np.stack([backend.to_host(frame.voxels(volume)) for volume in volumes])
 
 
 def whole_volumes(projection: Projection, latents: np.ndarray) -> np.ndarray:
@@ -148,16 +117,8 @@ def exact_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     RunError
         Where a volume is not finite.
     """
-    frame = _frame_of(projection)
-    xp = backend.array_module(frame.mean)
-    found = xp.empty((len(latents), len(frame.vectors) + 1), np.float32)
-    volumes = _voxels(projection, latents, frame.inside, frame.weights)
-    for row, voxels in zip(found, volumes, strict=True):
-        difference = (voxels - frame.mean).astype(np.float32)
-        row[:-1] = frame.vectors @ difference
-        missed = (difference - row[:-1] @ frame.vectors).astype(np.float64)
-        row[-1] = missed @ missed
-    result = backend.to_host(found)
+    volumes = projection.source.decode(latents, projection.low_pass)
+    result = _frame_of(projection).project(volumes, len(latents))
     if not np.isfinite(result).all():
         raise RunError(
             "Volumes are finite. That of a particle is not. The model may have diverged, or its "
@@ -292,26 +253,7 @@ def reduced_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     (b, r + 2) float32
         Coordinates, residual (squared norm), and expected error (norm).
     """
-    return evaluate_map(field_of(projection.source), read_map(projection), latents)
-
-
-def evaluate_map(field: Field, reduced: ReducedMap, latents: np.ndarray) -> np.ndarray:
-    """The same by any field and map."""
-    n_values, rows = len(reduced.of_sketch.mean), ROWS["cpu" if field.device == "cpu" else "cuda"]
-    result = []
-    for start in range(0, len(latents), rows):
-        some = latents[start : start + rows]
-        padded = np.concatenate([some, np.repeat(some[:1], rows - len(some), 0)])
-        features = field.features(padded, reduced.points, reduced.n_hidden)
-        values = backend.as_array(features[:, :n_values].float().clone())
-        features = features.float().sub_(reduced.feature_mean)
-        coordinates = backend.as_array(features @ reduced.readout + reduced.offset)
-        rules = reduced.calibration
-        residual = rules.residual(reduced.of_sketch.misfit(coordinates, values))
-        error = rules.error(reduced.of_training.misfit(coordinates, values))
-        found = np.concatenate([coordinates, residual[:, None], error[:, None]], 1)
-        result.append(backend.to_host(found)[: len(some)])
-    return np.concatenate(result).astype(np.float32)
+    return read_map(projection).evaluate(field_of(projection.source), latents)
 
 
 Posterior = tuple[np.ndarray, np.ndarray, int]

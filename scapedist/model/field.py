@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from scapedist.backend import pool_bytes
+from scapedist.backend import out_of_memory, pool_bytes
 from scapedist.errors import ResourceError
 from scapedist.model.decoder import CACHE_BYTES, Decoder, check_dtype, check_latents
 from scapedist.model.hartley import volumes_from_values
@@ -366,16 +366,6 @@ class Field:
             self._cached = None
             if not self._on_cpu:
                 torch.cuda.empty_cache()
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory does not suffice.
-
-    torch has a class of errors for it; where RMM allocates, it is a RuntimeError of its own text.
-    """
-    text = str(error).lower()
-    signs = ("out of memory", "out_of_memory", "bad_alloc", "alloc_failed", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
 def free_bytes(device: str) -> int:

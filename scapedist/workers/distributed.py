@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scapedist.errors import ResourceError
-from scapedist.workers.serial import Serial, Task, Work, one_thread
+from scapedist.workers.serial import Serial, Task, Work, attempt, one_thread
 from scapedist.workers.start import Start
 
 TASKS_AHEAD = 8
@@ -42,7 +42,11 @@ class Distributed(Serial):
         for name in ("distributed", "tornado", "bokeh"):  # failures reach the user as our errors
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if not start.local:  # refused at once where it cannot be reached
-            self.connected()
+            try:
+                self.connected()
+            except BaseException:
+                self.close()
+                raise
 
     def begin(self) -> None:
         """Start the workers while the caller goes on reading and sketching."""
@@ -200,7 +204,7 @@ class _Lost(Exception):
 
 def _on_one_thread(task: Task, work: Work, shared: Any) -> Any:
     with one_thread():
-        return work(shared, task)
+        return attempt(work, shared, task)
 
 
 def _missing(paths: Sequence[str]) -> list[str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from scapedist.backend import one_numpy_thread
+from scapedist.backend import one_numpy_thread, out_of_memory
+from scapedist.errors import ResourceError
 
 Task = Any
 Work = Callable[[Any, Task], Any]
@@ -39,7 +40,7 @@ class Serial:
         """Yield (task's number, result) in order."""
         with one_thread():
             for number, task in enumerate(tasks):
-                yield number, work(shared, task)
+                yield number, attempt(work, shared, task)
 
     def gather(self, work: Work, shared: Any, tasks: Sequence[Task]) -> list[Any]:
         """All results, in the order of the tasks."""
@@ -66,6 +67,20 @@ class Serial:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def attempt(work: Work, shared: Any, task: Task) -> Any:
+    """The result of a task; where memory does not suffice for it, an error that says so."""
+    try:
+        return work(shared, task)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        found = str(error).partition("\n")[0] or type(error).__name__
+        raise ResourceError(
+            f"A batch must fit a worker's memory. One did not ({found[:200]}). Use a smaller "
+            "--batch-size or --box-size, fewer --workers, or a machine with more memory."
+        ) from None
 
 
 def available_cores() -> int:

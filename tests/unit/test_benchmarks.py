@@ -1,9 +1,13 @@
 """The benchmarks at their tiny size, so that none rots."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import decode
 import embedding
+import gpu_check
 import machine
 import memory
 import pytest
@@ -100,3 +104,53 @@ def test_embedding(capsys):
     for row in results["missed"]:
         assert row["of the kind"] <= row["particles"]
     assert "times as fast" in capsys.readouterr().out
+
+
+def test_gpu_check_says_what_it_found(tmp_path, capsys):
+    found = gpu_check.run("tiny", tmp_path / "check.json", "cpu")
+    assert found["failures"] == {}
+    rows = {(row["section"], row["what"]): row for row in found["rows"]}
+    sections = {section for section, _ in rows}
+    assert {"error", "decode", "exact", "reduced", "overlap", "gram", "linkage"} <= sections
+    judged = [row for row in found["rows"] if row["verdict"]]
+    assert len(judged) >= 8
+    assert {row["verdict"] for row in judged} == {"ok"}
+    # 12 bits, 8 bits: a precision that is not what its name says would show
+    error = {dtype: rows["error", f"{dtype}, box 12, 3 x 32"]["value"] for dtype in
+             ("float32", "float16", "bfloat16")}  # fmt: skip
+    assert error["float32"] < 1e-5 < 1e-4 < error["float16"] < 0.5 * error["bfloat16"]
+    particle = rows["exact", "float32: a particle"]["value"]
+    minutes = rows["exact", f"float32: {gpu_check.PARTICLES} particles"]["value"]
+    assert minutes == pytest.approx(particle * gpu_check.PARTICLES / 60e3)
+    assert json.loads((tmp_path / "check.json").read_text())["rows"] == found["rows"]
+    assert "merges unlike SciPy" in capsys.readouterr().out
+
+
+def test_gpu_check_goes_on_after_a_failure(monkeypatch, capsys):
+    def broken(check):
+        raise RuntimeError("no such card")
+
+    monkeypatch.setattr(gpu_check, "SECTIONS", (broken, gpu_check.correctness))
+    found = gpu_check.run("tiny", None, "cpu")
+    assert found["failures"] == {"broken": "RuntimeError: no such card"}
+    assert found["rows"]
+    assert "FAILED broken: RuntimeError: no such card" in capsys.readouterr().out
+    assert "no such card" not in gpu_check.run("tiny", None, "cpu", seconds=0)["failures"]["broken"]
+
+
+def test_gpu_check_needs_few_packages():
+    """It starts where neither cryoDRGN nor Dask, Zarr or scikit-learn is installed."""
+    code = """
+import sys
+for name in ("cryodrgn", "dask", "distributed", "zarr", "sklearn", "typer", "rich", "mrcfile"):
+    sys.modules[name] = None
+sys.path.insert(0, sys.argv[1])
+import gpu_check
+keep = ("matrix_rate", "correctness", "gram", "linkage", "overlap")
+gpu_check.SECTIONS = [s for s in gpu_check.SECTIONS if s.__name__ in keep]
+found = gpu_check.run("tiny", None, "cpu")
+assert not found["failures"], found["failures"]
+assert any("plain files" in row["what"] for row in found["rows"])
+"""
+    place = str(Path(gpu_check.__file__).parent)
+    subprocess.run([sys.executable, "-c", code, place], check=True, capture_output=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scapedist import open_model
-from scapedist.errors import InputError
+from scapedist.errors import InputError, ResourceError
 from scapedist.model import field as field_module
 from scapedist.model.decoder import DTYPES, check_dtype, check_latents
 from scapedist.model.field import Field
@@ -139,3 +139,81 @@ def test_precisions_that_there_are_not_are_refused(model):
     with pytest.raises(InputError, match=r"tf32 needs a GPU.*Use float32"):
         Field(model.decoder, dtype="tf32")
     check_dtype("tf32", "cuda")
+
+
+def exhausted_above(monkeypatch, most_rows, text):
+    """Let blocks of activations above a size fail as a device does that lacks memory."""
+    plain, failures = Field._buffers, []
+
+    def short(self, rows):
+        if rows > most_rows:
+            failures.append(rows)
+            raise RuntimeError(text)
+        return plain(self, rows)
+
+    monkeypatch.setattr(Field, "_buffers", short)
+    return failures
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "std::bad_alloc: out_of_memory: CUDA error",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_memory_that_does_not_suffice_is_halved(model, monkeypatch, text):
+    latents = model.latents[:3]
+    wanted = Field(model.decoder).decode(latents)
+    failures = exhausted_above(monkeypatch, 300, text)
+    sparing = Field(model.decoder, memory_bytes=2**28)
+    before = sparing.memory_bytes
+    found = torch.stack(list(sparing.volumes(latents)))
+    assert failures
+    assert sorted(failures, reverse=True) == failures
+    assert sparing.memory_bytes < before
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * wanted.abs().max().item())
+    n_failures = len(failures)
+    sparing.decode(latents)  # it is remembered
+    assert len(failures) == n_failures
+
+
+def test_a_volume_that_does_not_fit_at_all(model, monkeypatch):
+    exhausted_above(monkeypatch, 0, "out of memory")
+    with pytest.raises(ResourceError, match=r"One volume at a time.*GiB.*--box-size"):
+        Field(model.decoder, memory_bytes=2**30).decode(model.latents[:1])
+
+
+def test_other_errors_are_not_taken_for_missing_memory(model, monkeypatch):
+    exhausted_above(monkeypatch, 0, "device-side assert triggered")
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        Field(model.decoder, memory_bytes=2**30).decode(model.latents[:1])
+
+
+@pytest.mark.parametrize("memory_bytes", [2**20, 2**23, 2**30])
+def test_volumes_within_any_memory_are_the_same(model, memory_bytes):
+    latents = model.latents[:5]
+    exact = Field(model.decoder, dtype="float64")
+    wanted = exact.decode(latents)
+    sparing = Field(model.decoder, dtype="float64", memory_bytes=memory_bytes)
+    found = torch.stack(list(sparing.volumes(latents)))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12 * wanted.abs().max().item())
+
+
+def test_a_field_on_a_device(model, device):
+    """Every precision that the device has, volumes and features, against float64 on the CPU."""
+    latents = model.latents[:3]
+    exact = Field(model.decoder, dtype="float64")
+    wanted = exact.decode(latents)
+    points = np.ascontiguousarray(exact.lattice().coordinates[:50])
+    features = exact.features(latents, points, 20)
+    tolerances = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2, "tf32": 5e-3}
+    for dtype, tolerance in tolerances.items():
+        if dtype == "tf32" and device == "cpu":
+            continue
+        some = Field(model.decoder, device, dtype)
+        found = some.decode(latents).cpu().double()
+        assert (found - wanted).norm() < tolerance * wanted.norm()
+        found = some.features(latents, points, 20).cpu().double()
+        assert (found - features).norm() < tolerance * features.norm()

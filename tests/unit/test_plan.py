@@ -34,9 +34,9 @@ def test_batches():
 
 def test_without_a_limit_batches_have_the_usual_size():
     made = plan()
-    assert made.batch_size == BATCH_VOLUMES
+    assert made.batch_size == BATCH_VOLUMES["cpu"]
     assert made.n_batches == 63
-    assert made.worker_bytes == worker_bytes(BATCH_VOLUMES, 128, 549_000, 3_300_000, 0)
+    assert made.worker_bytes == worker_bytes(BATCH_VOLUMES["cpu"], 128, 549_000, 3_300_000, 0)
     assert plan(batch_size=100).batch_size == 100
 
 
@@ -73,8 +73,8 @@ def test_a_limit_that_is_too_small_names_one_that_suffices(n_weights):
 
 
 def test_block_rows():
-    assert block_rows(162_210) * 162_210 * 8 <= BLOCK_BYTES
-    assert (block_rows(162_210) + 1) * 162_210 * 8 > BLOCK_BYTES
+    assert block_rows(162_210) * 162_210 * 8 <= BLOCK_BYTES["cpu"]
+    assert (block_rows(162_210) + 1) * 162_210 * 8 > BLOCK_BYTES["cpu"]
     assert block_rows(162_210, 4 * GIB) > block_rows(162_210, GIB) > 1
     assert block_rows(10**9, 2**20) == 1  # one row at least
     assert block_rows(0) >= 1
@@ -113,3 +113,11 @@ def test_sizes(text, size):
 def test_no_sizes(text):
     with pytest.raises(ResourceError, match="a number with a unit"):
         parse_bytes(text)
+
+
+def test_a_gpu_takes_more_at_a_time():
+    made = plan_decode(500, 128, 549_000, 3_300_000, 0, 4, device="cuda")
+    assert made.batch_size == BATCH_VOLUMES["cuda"]
+    # host memory holds a volume at a time, not the batch
+    assert made.worker_bytes == worker_bytes(1, 128, 549_000, 3_300_000, 0)
+    assert block_rows(162_210, None, "cuda") > 100 * block_rows(162_210)

@@ -74,8 +74,8 @@ def test_a_drawn_sketch_has_the_nearest_groups(latents, method):
 def test_a_kmeans_sketch_has_the_particle_nearest_to_each_center(latents, monkeypatch):
     ends: dict[str, np.ndarray] = {}
 
-    def recorded(points, start):
-        ends["centers"], ends["groups"] = lloyd(points, start)
+    def recorded(points, start, nearest):
+        ends["centers"], ends["groups"] = lloyd(points, start, nearest)
         return ends["centers"], ends["groups"]
 
     lloyd = module._lloyd

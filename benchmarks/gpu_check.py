@@ -1,0 +1,639 @@
+"""One look at a GPU: whether what it computes is right, and how fast it is.
+
+    python benchmarks/gpu_check.py [--size full] [--output gpu_check.json]
+
+Needs torch and CuPy, the repository, and at most 8 minutes; cuML and Zarr are used where they are
+installed. Nothing is installed or changed. Every section stands alone: one that fails is told
+below the table and the others go on. Weights are random (what decoding costs does not depend on
+them), sizes are those of the paper: 344,069 particles, box 128, three hidden layers of 1,024, a
+mask of 162,210 voxels.
+
+``--size tiny`` runs the same code in seconds, on the CPU where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # the repository need not be installed
+    sys.path.insert(0, str(ROOT))
+
+from machine import describe, print_table, write_json  # noqa: E402
+
+from scapedist import backend  # noqa: E402
+from scapedist.analysis.embedding import Calibration, FieldModel, fit_ridge  # noqa: E402
+from scapedist.analysis.gram import gram_matrix, into_squared_distances  # noqa: E402
+from scapedist.analysis.linkage import nearest_neighbor_chain  # noqa: E402
+from scapedist.analysis.project import Frame, ReducedMap  # noqa: E402
+from scapedist.model.decoder import Decoder  # noqa: E402
+from scapedist.model.field import Field, free_bytes  # noqa: E402
+
+PARTICLES = 344_069
+MINUTES_EXACT, MINUTES_REDUCED, FRACTION = 45, 2, 0.6
+"""What is to be reached at the paper's size: both embeddings of all particles, and the part of the
+measured 16-bit matrix rate that the decoding reaches."""
+ERRORS = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 5e-2, "float16": 5e-3}
+"""Largest relative L2 error of a volume against float64 on the CPU."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large each section is.
+
+    Attributes
+    ----------
+    boxes, width
+        Decoded, three hidden layers each.
+    check_box
+        Of the volumes that are compared with float64 on the CPU.
+    volumes
+        Decoded to measure a rate.
+    voxels, components
+        Of the mask and of the embedding.
+    points, training
+        Of the reduced map.
+    gram, linkages
+        Volumes of the Gram matrix, and of the linkages.
+    matrix
+        Edge of the products that measure the matrix rate.
+    """
+
+    boxes: tuple[int, ...]
+    width: int
+    check_box: int
+    volumes: int
+    voxels: int
+    components: int
+    points: int
+    training: int
+    gram: int
+    linkages: tuple[int, ...]
+    matrix: int
+
+
+SIZES = {
+    "tiny": Size((16,), 32, 12, 3, 500, 4, 20, 30, 40, (60,), 64),
+    "full": Size(
+        (128, 256), 1024, 32, 8, 162_210, 20, 1000, 1500, 4000, (10_000, 50_000, 100_000), 8192
+    ),
+}
+
+
+@dataclass
+class Check:
+    """What the sections share, and what they found.
+
+    Attributes
+    ----------
+    size, device
+    deadline
+        Sections begin nothing new after it (``time.perf_counter``).
+    rows
+        Of the table.
+    """
+
+    size: Size
+    device: str
+    deadline: float
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    matrix_tflops: dict[str, float] = field(default_factory=dict)
+    exact_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def dtypes(self) -> list[str]:
+        """Precisions that the device has."""
+        return [name for name in ERRORS if name != "tf32" or self.device != "cpu"]
+
+    def add(
+        self, section: str, what: str, value: float, unit: str, wanted: float | None = None
+    ) -> None:
+        """A row; ``wanted`` is the largest value that is good, or the least for fractions.
+
+        How fast it is to be is said of a GPU alone.
+        """
+        verdict = ""
+        if self.device == "cpu" and unit in ("fraction", "minutes"):
+            wanted = None
+        if wanted is not None:
+            good = value >= wanted if unit == "fraction" else value <= wanted
+            verdict = "ok" if good else "MISSED"
+        self.rows.append(
+            {
+                "section": section,
+                "what": what,
+                "value": float(value),
+                "unit": unit,
+                "wanted": "" if wanted is None else wanted,
+                "verdict": verdict,
+            }
+        )
+        print(f"{section}: {what}: {value:.5g} {unit} {verdict}", flush=True)
+
+    def seconds(self, work: Callable[[], Any], repeats: int = 5) -> float:
+        """Median time of a call, the device's work included, after one that is not timed."""
+        return statistics.median(self.times(work, repeats))
+
+    def times(self, work: Callable[[], Any], repeats: int) -> list[float]:
+        """Times of calls after one that is not timed; fewer where time is up."""
+        work()
+        found: list[float] = []
+        while len(found) < repeats and (not found or time.perf_counter() < self.deadline):
+            self.wait()
+            start = time.perf_counter()
+            work()
+            self.wait()
+            found.append(time.perf_counter() - start)
+        return found
+
+    def wait(self) -> None:
+        """Until the device is done."""
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+
+    def array(self, values: np.ndarray) -> Any:
+        """Where the device computes."""
+        return backend.to_device(values, self.device)
+
+
+def random_decoder(box_size: int, width: int, layers: int = 3, zdim: int = 8) -> Decoder:
+    """A Fourier decoder of cryoDRGN's default shape, with random weights."""
+    rng = np.random.default_rng(box_size + width)
+    frequencies = rng.standard_normal((3 * (box_size // 2), 3)) * np.pi * box_size / 16
+    sizes = [2 * len(frequencies) + zdim, *[width] * (layers + 1), 2]
+    shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
+    return Decoder(
+        kind="fourier_sphere",
+        encoding="gaussian",
+        frequencies=frequencies,
+        weights=tuple(rng.standard_normal(shape) * np.sqrt(2 / shape[1]) for shape in shapes),
+        biases=tuple(rng.standard_normal(shape[0]) * 0.1 for shape in shapes),
+        negative_slope=0.0,
+        zdim=zdim,
+        box_size=box_size,
+        extent=0.5,
+        norm=(0.0, 1.0),
+    )
+
+
+def latents_of(n: int, zdim: int = 8) -> np.ndarray:
+    """Random latents (n, zdim) float32."""
+    return np.random.default_rng(n).standard_normal((n, zdim)).astype(np.float32)
+
+
+# -- sections
+
+
+def matrix_rate(check: Check) -> None:
+    """The card's own rate in each precision, for a square product and one of the decode's shape."""
+    n, width = check.size.matrix, check.size.width
+    kinds = {
+        "float32": torch.float32,
+        "tf32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    for name in check.dtypes:
+        with matmul_precision(name):
+            for m, k in ((n, n), (8 * n, width)):
+                left, right = (
+                    torch.randn(shape, device=check.device).to(kinds[name])
+                    for shape in ((m, k), (k, k))
+                )
+                out = torch.empty((m, k), dtype=kinds[name], device=check.device)
+                seconds = check.seconds(partial(torch.mm, left, right, out=out), 9)
+                rate = 2 * m * k * k / seconds / 1e12
+                check.add("matrix rate", f"{name}, ({m}, {k}) x ({k}, {k})", rate, "TFLOP/s")
+                check.matrix_tflops[name] = max(check.matrix_tflops.get(name, 0), rate)
+
+
+@contextlib.contextmanager
+def matmul_precision(dtype: str) -> Iterator[None]:
+    """Tensor cores for float32 products while the precision is tf32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def correctness(check: Check) -> None:
+    """Volumes of each precision against float64 on the CPU."""
+    latents = latents_of(3)
+    for width in sorted({32, check.size.width}):
+        decoder = random_decoder(check.size.check_box, width)
+        exact = Field(decoder, dtype="float64").decode(latents).numpy()
+        for dtype in check.dtypes:
+            found = Field(decoder, check.device, dtype).decode(latents).cpu().numpy()
+            errors = np.linalg.norm((found - exact).reshape(3, -1), axis=1)
+            errors /= np.linalg.norm(exact.reshape(3, -1), axis=1)
+            name = f"{dtype}, box {decoder.box_size}, 3 x {width}"
+            check.add("error", name, errors.max(), "relative L2", ERRORS[dtype])
+
+
+def decoding(check: Check) -> None:
+    """Volumes a second, and what part of the matrix rate that is."""
+    for box in check.size.boxes:
+        decoder = random_decoder(box, check.size.width)
+        flops = decoder.lattice().n_points * decoder.flops_per_point
+        for dtype in reversed(check.dtypes):
+            if time.perf_counter() > check.deadline:
+                return
+            n = check.size.volumes
+            seconds = check.seconds(partial(decode_all, Field(decoder, check.device, dtype), n), 3)
+            name = f"box {box}, {dtype}"
+            check.add("decode", f"{name}: a volume", seconds / n * 1e3, "ms")
+            fraction = flops * n / seconds / 1e12 / check.matrix_tflops[dtype]
+            wanted = FRACTION if dtype in ("bfloat16", "float16") and box == 128 else None
+            check.add("decode", f"{name}: of the matrix rate", fraction, "fraction", wanted)
+
+
+def decode_all(of: Field, n: int) -> None:
+    """Decode n volumes, one after the other."""
+    for _ in of.volumes(latents_of(n, of.decoder.zdim)):
+        pass
+
+
+def blocks(check: Check) -> None:
+    """The decode with other sizes of block: what DEVICE_ACTIVATIONS should be."""
+    from scapedist.model import field as module
+
+    decoder, n, before = random_decoder(check.size.boxes[0], check.size.width), 4, 2**26
+    try:
+        for exponent in (23, 24, 25, 26, 27, 28):
+            module.DEVICE_ACTIVATIONS = 2**exponent
+            some = Field(decoder, check.device, "bfloat16")
+            seconds = check.seconds(partial(decode_all, some, n), 3)
+            check.add("blocks", f"2^{exponent} activations: a volume", seconds / n * 1e3, "ms")
+    finally:
+        module.DEVICE_ACTIVATIONS = before
+
+
+def epilogue(check: Check) -> None:
+    """A hidden layer with its activation in the product's epilogue, beside it, and in a graph."""
+    rows, width = 8 * check.size.matrix, check.size.width
+    x, weight = (
+        torch.randn(shape, device=check.device).bfloat16()
+        for shape in ((rows, width), (width,) * 2)
+    )
+    bias, out = torch.randn(width, device=check.device).bfloat16(), torch.empty_like(x)
+
+    def fused() -> None:
+        torch._addmm_activation(bias, x, weight, out=out)
+
+    def apart() -> None:
+        torch.addmm(bias, x, weight, out=out).relu_()
+
+    def chain() -> None:
+        for _ in range(8):
+            fused()
+
+    for name, work in (("in the epilogue", fused), ("apart", apart), ("8 layers", chain)):
+        check.add("hidden layer", f"activation {name}", check.seconds(work, 9) * 1e3, "ms")
+    if check.device != "cpu":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            chain()
+        check.add("hidden layer", "8 layers as a graph", check.seconds(graph.replay, 9) * 1e3, "ms")
+
+
+def exact(check: Check) -> None:
+    """Embedding by each particle's own volume."""
+    decoder = random_decoder(check.size.boxes[0], check.size.width)
+    rng, n = np.random.default_rng(0), 4 * check.size.volumes
+    n_voxels = min(check.size.voxels, decoder.box_size**3)
+    inside = np.sort(rng.choice(decoder.box_size**3, n_voxels, replace=False))
+    vectors = rng.standard_normal((check.size.components, n_voxels)).astype(np.float32)
+    frame = Frame(
+        check.array(np.zeros(n_voxels)), check.array(vectors), check.array(inside), None, False
+    )
+    for dtype in reversed(check.dtypes):
+        if time.perf_counter() > check.deadline:
+            return
+        some = Field(decoder, check.device, dtype)
+
+        def embed(some: Field = some) -> None:
+            decoded = some.volumes(latents_of(n))
+            volumes = (backend.as_array(volume.float()) for volume in decoded)
+            assert np.isfinite(frame.project(volumes, n)).all()
+
+        seconds = check.seconds(embed, 3) / n
+        check.exact_seconds[dtype] = seconds
+        minutes = seconds * PARTICLES / 60
+        wanted = MINUTES_EXACT if dtype == "bfloat16" else None
+        check.add("exact", f"{dtype}: a particle", seconds * 1e3, "ms")
+        check.add("exact", f"{dtype}: {PARTICLES} particles", minutes, "minutes", wanted)
+
+
+def reduced(check: Check) -> None:
+    """Embedding from a few points: the rate, and the parts of building a map."""
+    size, dtype = check.size, "bfloat16"
+    decoder, rng = random_decoder(size.boxes[0], size.width), np.random.default_rng(1)
+    coordinates = decoder.lattice().coordinates
+    points = np.ascontiguousarray(coordinates[rng.choice(len(coordinates), size.points)])
+    n_hidden = max(1, min(size.points, 2**18 // size.width))
+    n_values, r = 2 * len(points), size.components
+    n_features = n_values + n_hidden * size.width
+    shapes: tuple[Any, ...] = ((r, n_values), n_values, r, n_values)
+    model = FieldModel(*(check.array(np.ones(shape, np.float32)) for shape in shapes))
+    tensors = (
+        torch.zeros(n_features, device=check.device),
+        torch.ones((n_features, r), device=check.device),
+        torch.zeros(r, device=check.device),
+    )
+    rules = Calibration(1.0, 1.0, 1.0)
+    by_points = ReducedMap(points, n_hidden, *tensors, model, model, rules)
+    for name in dict.fromkeys(("float32", "tf32", dtype)):
+        if name not in check.dtypes:
+            continue
+        some = Field(decoder, check.device, name)
+        latents = latents_of(4096 if size.width > 100 else 64)
+        seconds = check.seconds(partial(by_points.evaluate, some, latents), 3) / len(latents)
+        check.add("reduced", f"{name}, {size.points} points: a particle", seconds * 1e3, "ms")
+    embedding = seconds * PARTICLES
+    some, latents = Field(decoder, check.device, dtype), latents_of(size.training)
+
+    def kernel() -> torch.Tensor:
+        total = torch.zeros((size.training, size.training), device=check.device)
+        step = max(1, 2**30 // (size.training * size.width))
+        for start in range(0, len(points), step):
+            part = points[start : start + step]
+            rows = some.features(latents, part, len(part) if start < n_hidden else 0)
+            total += (rows - rows.mean(0)).float() @ (rows - rows.mean(0)).float().T
+        return total
+
+    kernel_seconds = check.seconds(kernel, 1)
+    check.add("reduced", f"kernel of {size.training} volumes", kernel_seconds, "s")
+    targets = rng.standard_normal((size.training, r))
+    gram = check.array(kernel().double().cpu().numpy())
+    ridge_seconds = check.seconds(partial(fit_ridge, gram, check.array(targets)), 1)
+    check.add("reduced", f"ridge regression of {size.training}", ridge_seconds, "s")
+    decoded = 100 + size.training - size.training // 3  # held out, and beyond the sketch
+    setup = kernel_seconds + 5 * ridge_seconds + decoded * check.exact_seconds.get(dtype, 0.0)
+    check.add("reduced", f"setup, {decoded} volumes decoded", setup, "s")
+    check.add(
+        "reduced",
+        f"{PARTICLES} particles with setup",
+        (embedding + setup) / 60,
+        "minutes",
+        MINUTES_REDUCED,
+    )
+
+
+def gram(check: Check) -> None:
+    """The Gram matrix and its leading eigenpairs, against float64 on the CPU for a few rows."""
+    n, p = check.size.gram, check.size.voxels
+    rng = np.random.default_rng(2)
+    few = (rng.standard_normal((12, p)) * 0.1 + 5).astype(np.float32)
+    read = partial(_rows, check.array(few))
+    centered = few.astype(np.float64) - few.mean(0, dtype=np.float64)
+    wanted = centered @ centered.T
+    error = np.abs(gram_matrix(read, 12, 5).matrix - wanted).max() / np.abs(wanted).max()
+    check.add("gram", "error against float64", error, "relative", 1e-10)
+    xp = backend.array_module(check.array(few))
+    many = xp.asarray(np.repeat(few, -(-n // 12), 0)[:n])
+    many += xp.random.standard_normal((n, 1)).astype(np.float32) * many[:, :1]
+    seconds = check.seconds(partial(gram_matrix, partial(_rows, many), n, max(1, n // 2)), 1)
+    check.add("gram", f"{n} volumes of {p} voxels", seconds, "s")
+    check.add("gram", "rate in float64", n * n * p * 1.5 / seconds / 1e12, "TFLOP/s")
+    matrix = xp.random.standard_normal((n, 50))
+    matrix = matrix @ matrix.T
+    seconds = check.seconds(partial(backend.leading_eigenpairs, matrix, 20), 1)
+    check.add("gram", f"20 eigenpairs of {n}", seconds, "s")
+
+
+def _rows(array: Any, start: int, stop: int) -> Any:
+    return array[start:stop]
+
+
+def linkage(check: Check) -> None:
+    """Our chain against SciPy for a few hundred, and its time for many."""
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import pdist, squareform
+
+    few = np.random.default_rng(3).standard_normal((400, 10))
+    for method in ("average", "ward", "complete", "single"):
+        distances = pdist(few)
+        wanted = hierarchy.linkage(distances, method)
+        found = nearest_neighbor_chain(check.array(squareform(distances) ** 2), method)
+        differ = (found[:, [0, 1, 3]] != wanted[:, [0, 1, 3]]).any(1).sum()
+        check.add("linkage", f"{method}: merges unlike SciPy's", differ, "of 399", 0)
+    for n in check.size.linkages:
+        for method in ("average", "ward") if n < 50_000 else ("average",):
+            if time.perf_counter() > check.deadline - n / 1500:
+                continue
+            if 1.1 * 8 * n * n > free_bytes(check.device):
+                check.add("linkage", f"{method}: {n} volumes do not fit, missing", 8 * n * n, "B")
+                continue
+            xp = backend.array_module(check.array(few))
+            points = xp.asarray(np.random.default_rng(4).standard_normal((n, 10)))
+            start = time.perf_counter()
+            squared = into_squared_distances(points @ points.T)
+            nearest_neighbor_chain(squared, method)
+            check.add("linkage", f"{method}: {n} volumes", time.perf_counter() - start, "s")
+            del squared
+            release(check)
+
+
+def overlap(check: Check) -> None:
+    """Volumes decoded and written at once, against each alone."""
+    decoder, n = random_decoder(check.size.boxes[0], check.size.width), 4 * check.size.volumes
+    some, dtype = Field(decoder, check.device, "bfloat16"), "Zarr"
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            import zarr
+
+            from scapedist.store import write_row
+
+            shape = (n, *(decoder.box_size,) * 3)
+            array = zarr.create_array(
+                f"{place}/v", shape=shape, chunks=(1, *shape[1:]), dtype="float32",
+                compressors=None, config={"write_empty_chunks": True},
+            )  # fmt: skip
+            write = partial(write_row, array)
+        except ImportError:
+            dtype = "plain files"
+
+            write = partial(_write_file, place)
+
+        def decode() -> None:
+            decode_all(some, n)
+
+        def both(volumes: Iterator[Any]) -> None:
+            with backend.Outbox(4) as outbox:
+                for number, volume in enumerate(volumes):
+                    outbox.put((volume,), partial(write, number))
+                outbox.results()
+
+        def decoded() -> Iterator[Any]:
+            return (backend.as_array(v.float()) for v in some.volumes(latents_of(n)))
+
+        one = next(decoded())
+        alone = check.seconds(decode, 3)
+        written = check.seconds(lambda: both(iter([one] * n)), 3)
+        together = check.seconds(lambda: both(decoded()), 3)
+    check.add("overlap", f"decode {n} volumes", alone, "s")
+    check.add("overlap", f"copy and write them, {dtype}", written, "s")
+    check.add("overlap", "both at once", together, "s")
+    check.add("overlap", "of the slower one alone", max(alone, written) / together, "fraction", 0.8)
+
+
+def _write_file(place: str, number: int, values: np.ndarray) -> None:
+    Path(f"{place}/{number}").write_bytes(values.tobytes())
+
+
+def memory(check: Check) -> None:
+    """Decoding where memory is short: blocks are halved and the volumes are the same."""
+    if check.device == "cpu":
+        return
+    decoder = random_decoder(check.size.boxes[0], check.size.width)
+    generous = Field(decoder, check.device)
+    wanted = next(generous.volumes(latents_of(1)))
+    torch.cuda.reset_peak_memory_stats()
+    decode_all(Field(decoder, check.device, "bfloat16"), 8)
+    check.add("memory", "peak of decoding", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+    del generous
+    release(check)
+    total = torch.cuda.get_device_properties(0).total_memory
+    held = torch.cuda.memory_allocated() + 0.75 * 2**30
+    torch.cuda.set_per_process_memory_fraction(held / total)
+    try:
+        tight = Field(decoder, check.device, memory_bytes=16 * 2**30)
+        found = next(tight.volumes(latents_of(1)))
+        error = float((found - wanted).norm() / wanted.norm())
+        check.add("memory", "halved from 16 GiB to", (tight.memory_bytes or 0) / 2**30, "GiB", 8)
+        check.add("memory", "error after it", error, "relative L2", 1e-6)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def cuml(check: Check) -> None:
+    """Estimators of cuML, where it is installed."""
+    if check.device == "cpu":
+        return
+    try:
+        import cuml as package
+    except ImportError:
+        print("cuML is not installed: its estimators are not checked", flush=True)
+        return
+    print(f"cuML {package.__version__}", flush=True)
+    rng = np.random.default_rng(5)
+    centers = rng.standard_normal((10, 8)) * 20
+    truth = rng.integers(10, size=20_000)
+    points = check.array(centers[truth] + rng.standard_normal((20_000, 8)))
+    start = time.perf_counter()
+    labels = backend.kmeans(points, 10, 0, 100, n_starts=3)[1]
+    check.add("cuML", "k-means of 20,000", time.perf_counter() - start, "s")
+    check.add("cuML", "k-means: groups that are not one", _mixed(labels, truth), "of 10", 0)
+    start = time.perf_counter()
+    labels = backend.hdbscan(points, 100)
+    check.add("cuML", "HDBSCAN of 20,000", time.perf_counter() - start, "s")
+    check.add("cuML", "HDBSCAN: groups that are not one", _mixed(labels, truth), "of 10", 0)
+    start = time.perf_counter()
+    assert np.isfinite(backend.umap(points, 0)).all()
+    check.add("cuML", "UMAP of 20,000", time.perf_counter() - start, "s")
+
+
+def _mixed(labels: np.ndarray, truth: np.ndarray) -> int:
+    """Groups whose points are of more than one true group, or the other way round."""
+    kept = labels >= 0
+    pairs = np.unique(np.stack([labels[kept], truth[kept]]), axis=1).shape[1]
+    return int(pairs - 10)
+
+
+def release(check: Check) -> None:
+    """Give what torch and CuPy keep back to the device."""
+    if check.device != "cpu":
+        import cupy
+
+        torch.cuda.empty_cache()
+        cupy.get_default_memory_pool().free_all_blocks()
+
+
+SECTIONS = (
+    matrix_rate,
+    correctness,
+    decoding,
+    exact,
+    reduced,
+    overlap,
+    gram,
+    linkage,
+    memory,
+    epilogue,
+    blocks,
+    cuml,
+)
+
+
+def run(
+    size: str, output: Path | None = None, device: str | None = None, seconds: float = 420
+) -> dict[str, Any]:
+    """Run all sections, print the table, write JSON.
+
+    Parameters
+    ----------
+    size
+        ``tiny`` or ``full``.
+    output
+        Of the JSON.
+    device
+        ``cuda``, ``cpu``, or None for a GPU where there is one.
+    seconds
+        After which no section begins anything new.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check = Check(SIZES[size], device, time.perf_counter() + seconds)
+    failures = {}
+    for section in SECTIONS:
+        start = time.perf_counter()
+        if start > check.deadline:
+            failures[section.__name__] = "no time was left"
+            continue
+        try:
+            section(check)
+        except Exception as error:  # the others are worth having all the same
+            failures[section.__name__] = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        release(check)
+        print(f"-- {section.__name__}: {time.perf_counter() - start:.1f} s", flush=True)
+    print_table(check.rows)
+    for name, failure in failures.items():
+        print(f"FAILED {name}: {failure}")
+    results = {"machine": describe(), "size": size, "device": device, "particles": PARTICLES}
+    results |= {"rows": check.rows, "failures": failures}
+    if output is not None:
+        write_json(output, results)
+    return results
+
+
+def main() -> None:
+    """Run from the command line; exit code 1 where a section failed or a target was missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gpu_check.json"))
+    parser.add_argument("--device", choices=("cuda", "cpu"))
+    parser.add_argument("--seconds", type=float, default=420)
+    arguments = parser.parse_args()
+    found = run(arguments.size, arguments.output, arguments.device, arguments.seconds)
+    missed = [row for row in found["rows"] if row["verdict"] == "MISSED"]
+    sys.exit(1 if found["failures"] or missed else 0)
+
+
+if __name__ == "__main__":
+    main()
