@@ -91,7 +91,7 @@ class Outbox:
         self._sent.append(self._pool.submit(self._use, ready, arrays, buffers, use))
 
     def _copied(self, arrays: tuple[Any, ...], buffers: dict[Any, Any]) -> Any:
-        """Begin to copy what is on a GPU to pinned memory; what to wait for."""
+        """Begin to copy what is on a GPU to pinned memory; what to wait for, and to keep."""
         if all(isinstance(array, np.ndarray) for array in arrays):
             return None
         import cupy
@@ -99,12 +99,14 @@ class Outbox:
 
         if not hasattr(self, "_stream"):
             self._stream = cupy.cuda.Stream(non_blocking=True)
+        # one that is not contiguous would be copied on the device, beside this order
+        arrays = tuple(cupy.ascontiguousarray(array) for array in arrays)
         self._stream.wait_event(cupy.cuda.get_current_stream().record())
         for i, array in enumerate(arrays):
             if i not in buffers or buffers[i].shape != array.shape:
                 buffers[i] = cupyx.empty_pinned(array.shape, array.dtype)
             array.get(stream=self._stream, out=buffers[i], blocking=False)
-        return self._stream.record()
+        return self._stream.record(), arrays
 
     def _use(
         self, ready: Any, arrays: tuple[Any, ...], buffers: dict[Any, Any], use: Callable[..., Any]
@@ -112,7 +114,7 @@ class Outbox:
         try:
             if ready is None:
                 return use(*arrays)
-            ready.synchronize()
+            ready[0].synchronize()
             return use(*(buffers[i] for i in range(len(arrays))))
         finally:
             self._buffers.put(buffers)
@@ -184,8 +186,9 @@ def _libraries() -> Any:
 def leading_eigenpairs(matrix: Any, n: int) -> tuple[Any, Any]:
     """The n largest eigenvalues, descending, and eigenvectors of a symmetric matrix.
 
-    Small matrices and large fractions of the spectrum are solved in full (LAPACK, cuSOLVER); a
-    few pairs of a large matrix by Lanczos iteration (ARPACK, CuPy's) from a fixed start.
+    Small matrices and large fractions of the spectrum are solved in full (LAPACK; on a GPU
+    cuSOLVER, wherever it can); a few pairs of a large matrix by Lanczos iteration (ARPACK, CuPy's)
+    from a fixed start.
 
     Parameters
     ----------
@@ -205,29 +208,29 @@ def leading_eigenpairs(matrix: Any, n: int) -> tuple[Any, Any]:
         Where a GPU cannot solve for as many.
     """
     size, xp = len(matrix), array_module(matrix)
-    if size <= 3000 or n > size // 10:
-        if xp is np:
-            from scipy.linalg import eigh
+    many = n > size // 10
+    start = np.random.default_rng(0).standard_normal(size)
+    if xp is not np and size <= FULL_SPECTRUM:
+        values, vectors = xp.linalg.eigh(matrix)
+        values, vectors = values[size - n :], vectors[:, size - n :]
+    elif xp is not np and many:
+        raise ResourceError(
+            f"A GPU solves for the whole spectrum of up to {FULL_SPECTRUM} volumes. There are "
+            f"{size}. Use a smaller --sketch-size, or --linkage average."
+        )
+    elif xp is not np:
+        from cupyx.scipy.sparse.linalg import eigsh
 
-            values, vectors = eigh(matrix, subset_by_index=(size - n, size - 1))
-        elif size > FULL_SPECTRUM:
-            raise ResourceError(
-                f"A GPU solves for the whole spectrum of up to {FULL_SPECTRUM} volumes. There are "
-                f"{size}. Use a smaller --sketch-size, or --linkage average instead of kmeans."
-            )
-        else:
-            values, vectors = xp.linalg.eigh(matrix)
-            values, vectors = values[size - n :], vectors[:, size - n :]
+        tolerance = 1e-12 * float(matrix.trace())  # CuPy's is absolute
+        values, vectors = eigsh(matrix, k=n, which="LA", v0=xp.asarray(start), tol=tolerance)
+    elif size <= 3000 or many:
+        from scipy.linalg import eigh
+
+        values, vectors = eigh(matrix, subset_by_index=(size - n, size - 1))
     else:
-        start = np.random.default_rng(0).standard_normal(size)
-        if xp is np:
-            from scipy.sparse.linalg import eigsh
+        from scipy.sparse.linalg import eigsh
 
-            values, vectors = eigsh(matrix, k=n, which="LA", v0=start, tol=1e-12)
-        else:
-            from cupyx.scipy.sparse.linalg import eigsh
-
-            values, vectors = eigsh(matrix, k=n, which="LA", v0=xp.asarray(start), tol=1e-12)
+        values, vectors = eigsh(matrix, k=n, which="LA", v0=start, tol=1e-12)
     order = np.argsort(-values)
     return values[order], vectors[:, order]
 
