@@ -123,7 +123,7 @@ def methods(workdir: Path, output: Path, size: Size) -> list[dict[str, Any]]:
         unseen = np.setdiff1d(np.arange(size.n_particles), np.concatenate(seen))
         rng = np.random.default_rng(99)
         sample = np.sort(rng.choice(unseen, min(size.n_sample, len(unseen)), replace=False))
-        embedder = Embedder(made, workers, None)
+        embedder = Embedder(made, workers)
         of_one = embedder.exact_seconds_a_particle() / workers.n_workers
         exact, _ = embedder.exact_rows(sample, "")
     rows = []
@@ -150,7 +150,7 @@ def pace(workdir: Path, output: Path, size: Size) -> list[dict[str, Any]]:
     """Milliseconds a particle on one thread: decoding alone, exact, reduced, in changing order."""
     made = Run(output)
     with open_workers(1) as workers:
-        embedder = Embedder(made, workers, None)
+        embedder = Embedder(made, workers)
     projection, latents = embedder.projection, embedder.latents
     field = field_of(projection.source)
 

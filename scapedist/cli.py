@@ -315,9 +315,9 @@ def generate(
 ) -> None:
     """Decode the sketch's volumes into the run's Zarr store; resumes."""
     where = _Where(workers, scheduler, gpus, cluster, memory_limit)
-    with _at_work(directory, where) as (opened, *resources):
+    with _at_work(directory, where) as (opened, pool):
         opened.generate(
-            *resources,
+            pool,
             box_size=box_size,
             pixel_size=pixel_size,
             flip=flip,
@@ -370,9 +370,9 @@ def pca(
 ) -> None:
     """Fit the components of the masked volumes."""
     where = _Where(workers, scheduler, gpus, cluster, memory_limit)
-    with _at_work(directory, where, at_once=False) as (opened, *resources):
+    with _at_work(directory, where, at_once=False) as (opened, pool):
         opened.pca(
-            *resources,
+            pool,
             components=components,
             clip_negative=clip_negative,
             soft_mask=soft_mask,
@@ -397,7 +397,7 @@ def states_command(
 ) -> None:
     """Group the volumes into states."""
     where = _Where(None, scheduler, gpus, cluster)
-    with _at_work(directory, where, at_once=False) as (opened, pool, _):
+    with _at_work(directory, where, at_once=False) as (opened, pool):
         opened.states(pool, states=states, linkage=linkage, seed=seed)
     for state, n in enumerate(opened.store.stages["states"]["results"]["n_particles"]):
         typer.echo(f"state {state}: {n} particles")
@@ -457,11 +457,11 @@ def embed(
         "seed": seed,
     }
     where = _Where(workers, scheduler, gpus, cluster, memory_limit)
-    with _at_work(directory, where) as (opened, *resources):
-        opened.embed(*resources, **options)
-        added = opened.grow(*resources) if grow_sketch else 0
+    with _at_work(directory, where) as (opened, pool):
+        opened.embed(pool, **options)
+        added = opened.grow(pool) if grow_sketch else 0
         if added:
-            opened.embed(*resources, **options)
+            opened.embed(pool, **options)
     if grow_sketch:
         typer.echo(f"{added} volumes added to the sketch")
     for line in summary(opened.store):
@@ -488,8 +488,8 @@ def crosscheck(
     from scapedist.output.summary import comparison
 
     where = _Where(workers, scheduler, gpus, cluster, memory_limit)
-    with _at_work(directory, where) as (opened, *resources):
-        results = opened.crosscheck(*resources, sample or None, seed)
+    with _at_work(directory, where) as (opened, pool):
+        results = opened.crosscheck(pool, sample or None, seed)
     header, *rows = comparison(results)
     shown = Table(*header, title=f"{results['sample']} particles that no method has seen")
     for row in rows:
@@ -675,21 +675,18 @@ def _run_all(
 
 
 @contextmanager
-def _at_work(
-    directory: Path, where: _Where, at_once: bool = True
-) -> Iterator[tuple[Any, Any, int | None]]:
-    """A run that tells how far it is, its workers, and the bytes that each may use."""
+def _at_work(directory: Path, where: _Where, at_once: bool = True) -> Iterator[tuple[Any, Any]]:
+    """A run that tells how far it is, and its workers."""
     from scapedist.landscape import Run
     from scapedist.workers import open_workers
 
-    options = where.options()
     with _Reporter() as reporter:
         opened = Run(directory, reporter)
-        with open_workers(**options) as pool:
+        with open_workers(**where.options()) as pool:
             if at_once:
                 pool.begin()
                 reporter.workers(pool)
-            yield opened, pool, options["memory_limit"]
+            yield opened, pool
 
 
 def _stage(directory: Path, call: Callable[[Any], Any]) -> Any:

@@ -109,15 +109,15 @@ def analyze(
             later.start()
         if on_workers is not None:
             on_workers(workers)
-        run.generate(workers, memory_limit, **chosen["generate"] | chosen["mask"])
+        run.generate(workers, **chosen["generate"] | chosen["mask"])
         if embedding != "none":
-            _analyse(run, chosen, workers, memory_limit)
+            _analyse(run, chosen, workers)
             try:
-                _embed(run, workers, memory_limit, embedding, tolerance, error_bars)
+                _embed(run, workers, embedding, tolerance, error_bars)
             except (InputError, RunError) as error:  # the report does without; then it is told
                 failure = error
         else:
-            _analyse(run, chosen, workers, memory_limit)
+            _analyse(run, chosen, workers)
         if workers.device != "cpu":
             report = run.report(workers, **chosen["report"])
     stop_forkserver()
@@ -128,25 +128,22 @@ def analyze(
     return report
 
 
-def _analyse(
-    run: Run, chosen: dict[str, dict[str, Any]], workers: Any, memory_limit: int | None
-) -> None:
+def _analyse(run: Run, chosen: dict[str, dict[str, Any]], workers: Any) -> None:
     """Mask, components and states."""
     run.mask(**chosen["mask"])
     pca = dict(chosen["pca"])
     excluded = pca.pop("exclude_states", None)
     if not excluded or "states/base_label" not in run.store:
-        run.pca(workers, memory_limit, **pca)
+        run.pca(workers, **pca)
         run.states(workers, **chosen["states"])
     if excluded:
-        run.pca(workers, memory_limit, exclude_states=excluded, **pca)
+        run.pca(workers, exclude_states=excluded, **pca)
         run.states(workers, **chosen["states"])
 
 
 def _embed(
     run: Run,
     workers: Any,
-    memory_limit: int | None,
     method: str | None,
     tolerance: float | None,
     error_bars: bool,
@@ -158,6 +155,6 @@ def _embed(
         few = run.store.source["n_particles"] <= FEW_PARTICLES
         method = "exact" if few and not error_bars else "reduced"
     options = {"method": method, "tolerance": tolerance, "error_bars": error_bars}
-    run.embed(workers, memory_limit, strict=False, **options)
+    run.embed(workers, strict=False, **options)
     if method != "exact":
-        run.crosscheck(workers, memory_limit, sample=CHECKED_PARTICLES)
+        run.crosscheck(workers, sample=CHECKED_PARTICLES)

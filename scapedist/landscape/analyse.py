@@ -208,14 +208,13 @@ def pca(
     settings: PcaSettings,
     included: np.ndarray,
     workers: Workers,
-    memory_limit: int | None,
     begin: Begin,
 ) -> dict[str, Any]:
     """Write ``components/``, and ``coordinates`` and ``residual`` of the sketch; traverse them."""
     store, device = run.store, workers.device
     members = np.flatnonzero(included)
     rows = stored_rows(run, settings, members, device)
-    block = block_rows(rows.n_voxels, memory_limit, device)
+    block = block_rows(rows.n_voxels, workers.memory_limit, device)
     if len(members) <= block and device == "cpu":
         workers = Serial()  # a single tile
     product = gram.gram_matrix(rows, len(members), block, workers.run)

@@ -33,13 +33,12 @@ class Embedder:
     ----------
     run
         With its components fitted.
-    workers, memory_limit
-        Where to compute; bytes a worker may use.
+    workers
+        Where to compute.
     """
 
-    def __init__(self, run: Recorded, workers: Workers, memory_limit: int | None) -> None:
+    def __init__(self, run: Recorded, workers: Workers) -> None:
         self.run, self.store, self.workers = run, run.store, workers
-        self.memory_limit = memory_limit
         record = self.store.stages.get("pca")
         if record is None:
             raise RunError(
@@ -63,7 +62,7 @@ class Embedder:
             self._source(), self.fitted.clip_negative, self.fitted.soft_mask
         )
         frame_bytes = 4 * self.r * n_voxels + 8 * self.store.array("mask").size
-        limit = None if memory_limit is None else memory_limit - frame_bytes
+        limit = None if workers.memory_limit is None else workers.memory_limit - frame_bytes
         self.batch_size = plan_generation(
             self.projection.source.decoder,
             self.projection.source.box_size,

@@ -83,7 +83,6 @@ def generate(
     settings: GenerateSettings,
     mask: MaskSettings,
     workers: Workers,
-    memory_limit: int | None,
     fingerprint: str,
     begin: Callable[[], None],
 ) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def generate(
     if settings.store == "masked":
         n_whole = min(len(rows), settings.pilot_volumes)
     plan = plan_generation(
-        source.decoder, source.box_size, settings, n_whole, memory_limit, source.device
+        source.decoder, source.box_size, settings, n_whole, workers.memory_limit, source.device
     )
     entries = store.journal_read(fingerprint)
     if entries is None:

@@ -122,17 +122,13 @@ class Run(Recorded):
         )
         return self
 
-    def generate(
-        self, workers: Workers | None = None, memory_limit: int | None = None, **options: Any
-    ) -> Run:
+    def generate(self, workers: Workers | None = None, **options: Any) -> Run:
         """Decode the sketch's volumes; options as in :class:`GenerateSettings`.
 
         Parameters
         ----------
         workers
-            Where to decode; default this process.
-        memory_limit
-            Bytes a worker may use.
+            Where to decode, and what memory each may use; default this process.
 
         With a masked store, options of :class:`MaskSettings` are taken as well.
         """
@@ -150,7 +146,7 @@ class Run(Recorded):
             settings,
             inputs,
             lambda begin: generate.generate(
-                self, settings, mask, workers or Serial(), memory_limit, fingerprint, begin
+                self, settings, mask, workers or Serial(), fingerprint, begin
             ),
         )
         self.store.journal.unlink(missing_ok=True)
@@ -163,14 +159,12 @@ class Run(Recorded):
         self._stage("mask", settings, inputs, lambda begin: analyse.mask(self, settings, begin))
         return self
 
-    def pca(
-        self, workers: Workers | None = None, memory_limit: int | None = None, **options: Any
-    ) -> Run:
+    def pca(self, workers: Workers | None = None, **options: Any) -> Run:
         """Fit the components; options as in :class:`PcaSettings`.
 
         Parameters
         ----------
-        workers, memory_limit
+        workers
             As for :meth:`generate`.
 
         ``exclude_states`` holds for this call alone: without it all volumes are taken.
@@ -183,9 +177,7 @@ class Run(Recorded):
             "pca",
             settings,
             inputs,
-            lambda begin: analyse.pca(
-                self, settings, included, workers or Serial(), memory_limit, begin
-            ),
+            lambda begin: analyse.pca(self, settings, included, workers or Serial(), begin),
         )
         return self
 
@@ -213,7 +205,6 @@ class Run(Recorded):
     def embed(
         self,
         workers: Workers | None = None,
-        memory_limit: int | None = None,
         strict: bool = True,
         **options: Any,
     ) -> Run:
@@ -226,7 +217,7 @@ class Run(Recorded):
 
         Parameters
         ----------
-        workers, memory_limit
+        workers
             As for :meth:`generate`.
         strict
             Refuse where ``reduced`` does not reach its tolerance, instead of noting it.
@@ -244,7 +235,7 @@ class Run(Recorded):
         settings = changed(EmbedSettings(), options)
         name = f"embedding/{embed.embed_method(settings)}"
         with self.store.lock(), disk_errors(self.directory):
-            embedder = Embedder(self, workers or Serial(), memory_limit)
+            embedder = Embedder(self, workers or Serial())
             fingerprint = embedder.fingerprint(dataclasses.asdict(settings))
             self._beside(
                 name,
@@ -289,7 +280,6 @@ class Run(Recorded):
     def crosscheck(
         self,
         workers: Workers | None = None,
-        memory_limit: int | None = None,
         sample: int | None = 500,
         seed: int = 0,
     ) -> dict[str, Any]:
@@ -297,7 +287,7 @@ class Run(Recorded):
 
         Parameters
         ----------
-        workers, memory_limit
+        workers
             As for :meth:`generate`.
         sample
             Random particles to compare on, never those that a method was trained with; None for
@@ -316,7 +306,7 @@ class Run(Recorded):
         from scapedist.landscape.embedder import Embedder
 
         with self.store.lock(), disk_errors(self.directory):
-            embedder = Embedder(self, workers or Serial(), memory_limit)
+            embedder = Embedder(self, workers or Serial())
             beside = self.store.beside
             base = [beside[n]["fingerprint"] for n in sorted(beside) if n.startswith("embedding/")]
             states = self.store.stages.get("states", {}).get("fingerprint")
@@ -353,11 +343,11 @@ class Run(Recorded):
                 f"New latents are embedded by the reduced map. {self.directory} has none that is "
                 f"up to date. Give `scapedist embed {self.directory} --method reduced` first."
             )
-        embedder = Embedder(self, Serial(), None)
+        embedder = Embedder(self, Serial())
         found = embed.apply_map(embedder, latents)
         return found | particles.place_rows(self.store, found["coordinates"], found["residual"])
 
-    def grow(self, workers: Workers | None = None, memory_limit: int | None = None) -> int:
+    def grow(self, workers: Workers | None = None) -> int:
         """Add representatives of what the sketch missed, and do all stages with it anew.
 
         Volumes that are there are kept; embeddings and report are to be made again.
@@ -392,9 +382,9 @@ class Run(Recorded):
             settings = from_record(GenerateSettings, self.store.last_settings("generate"))
             inputs = dict(self.store.source["hashes"])
             self.store.journal_write(self._fingerprint("generate", settings, inputs), entries)
-        self.generate(workers, memory_limit)
+        self.generate(workers)
         self.mask()
-        self.pca(workers, memory_limit)
+        self.pca(workers)
         self.states(workers)
         return len(fresh)
 

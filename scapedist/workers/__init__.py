@@ -7,6 +7,7 @@ CPU each task runs on one thread.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from scapedist.errors import InputError, ResourceError
@@ -66,9 +67,10 @@ def open_workers(
     if cluster is not None:
         from scapedist.workers.cluster_file import read_cluster_file
 
-        return Distributed(read_cluster_file(cluster))
+        start = read_cluster_file(cluster)
+        return Distributed(replace(start, memory_limit=memory_limit or start.memory_limit))
     if scheduler is not None:
-        return _given(scheduler, gpus)
+        return Distributed(replace(_given(scheduler, gpus), memory_limit=memory_limit))
     if gpus is not None:
         from scapedist.workers.gpus import local_gpus
 
@@ -82,11 +84,11 @@ def open_workers(
     if n < 1:
         raise InputError(f"There is at least one worker. --workers is {n}.")
     if n == 1:
-        return Serial()
+        return Serial(memory_limit=memory_limit)
     return Distributed(LocalProcesses(n_workers=n, memory_limit=memory_limit))
 
 
-def _given(scheduler: str, gpus: str | None) -> Workers:
+def _given(scheduler: str, gpus: str | None) -> GivenScheduler:
     if "://" not in scheduler and not Path(scheduler).is_file():
         raise InputError(
             f"A scheduler is an address (tcp://HOST:PORT) or a scheduler file. {scheduler} is "
@@ -97,4 +99,4 @@ def _given(scheduler: str, gpus: str | None) -> Workers:
             f"Each worker of a scheduler has the GPU that it was started with. --gpus is {gpus}. "
             "Give --gpus all, or start other workers with `dask cuda worker`."
         )
-    return Distributed(GivenScheduler(where=scheduler, device="cuda" if gpus else "cpu"))
+    return GivenScheduler(where=scheduler, device="cuda" if gpus else "cpu")

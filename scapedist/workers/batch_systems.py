@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -25,9 +27,9 @@ from scapedist.workers.start import Start
 
 LOOPBACK = "127.0.0.1:0"
 """Where status pages are served: on a network they would have neither key nor password."""
-CLOSE_SECONDS = 5
+CLOSE_SECONDS = 30
 """How long Kubernetes may take to delete what could not be used."""
-GPU_REQUESTS = ("--gpus", "--gres", "--tres-per", "-G")
+GPU_REQUEST = re.compile(r"--gpus|-G|--(gres|tres-per).*gpu")
 """Options of sbatch that ask for GPUs, each in its own way."""
 
 
@@ -37,7 +39,7 @@ def slurm_jobs(settings: Slurm) -> SlurmJobs:
     Raises
     ------
     InputError
-        Where the shared directory cannot be used.
+        Where the shared directory or the network interface cannot be used.
     ResourceError
         Where a package or ``sbatch`` is missing.
     """
@@ -59,10 +61,17 @@ def slurm_jobs(settings: Slurm) -> SlurmJobs:
             "The path of shared_directory is put into job scripts, so it has no blanks or shell "
             f"characters. It is {str(directory)!r}. Give another."
         )
+    networks = [name for _, name in socket.if_nameindex()]
+    if settings.interface is not None and settings.interface not in networks:
+        raise InputError(
+            "The scheduler listens on a network of this machine. The cluster file's interface is "
+            f"{settings.interface}; there are {', '.join(networks)}. Give one that the nodes reach."
+        )
     return SlurmJobs(
         n_workers=settings.jobs * settings.workers_of_a_job,
         device="cuda" if settings.gpus_per_job else "cpu",
         seconds=60 * settings.wait_minutes,
+        memory_limit=settings.memory // settings.workers_of_a_job,
         settings=settings,
     )
 
@@ -79,8 +88,8 @@ class SlurmJobs(Start):
 
     settings: Slurm | None = None
     way_out = (
-        "Look at `squeue --me` and at the jobs' logs, slurm-*.out; a cluster file's wait_minutes "
-        "is how long the queue is waited for."
+        "Look at `squeue --me` and at the jobs' logs (slurm-*.out), or give more wait_minutes in "
+        "the cluster file."
     )
 
     @property
@@ -106,7 +115,8 @@ class SlurmJobs(Start):
         from distributed import Client
 
         assert self.settings is not None
-        with ExitStack() as stack:
+        stack = ExitStack()
+        try:
             place = _shared_directory(self.settings)
             private = stack.enter_context(TemporaryDirectory(prefix="scapedist-key-", dir=place))
             cluster = slurm_cluster(self.settings, Path(private))
@@ -115,14 +125,16 @@ class SlurmJobs(Start):
                 cluster.worker_spec.update(cluster.new_worker_spec())
             # submits all that is missing; `scale` would not say where sbatch refuses
             cluster.sync(cluster.scale_down, [])
-            return Client(cluster), stack.pop_all()
-        raise AssertionError("unreachable")
+            return Client(cluster), stack
+        except BaseException:
+            stack.close()
+            raise
 
     def refusal(self, error: BaseException) -> ResourceError:
         """What Slurm said against the jobs."""
         said = str(error).partition("stderr:\n")[2].split("\n")
         if not any(said):
-            return super().refusal(error)
+            return super().refusal(_in_a_line(error))
         return ResourceError(
             "Jobs must be such as this Slurm takes. It says: "
             f"{'; '.join(line.strip() for line in said if line.strip())}. Change queue, account, "
@@ -160,7 +172,7 @@ def slurm_cluster(settings: Slurm, private: Path) -> Any:
         command = "dask_cuda.cli"
         options += ["--rmm-pool-size", str(POOL_FRACTION)]
         options += ["--set-rmm-allocator-for-libs", "torch,cupy"]
-        if not any(directive.startswith(GPU_REQUESTS) for directive in directives):
+        if not any(map(GPU_REQUEST.match, directives)):
             directives.insert(0, f"--gpus-per-node={settings.gpus_per_job}")
     of_jobs: Any = SLURMCluster
     return of_jobs(
@@ -192,6 +204,7 @@ def _key_in(private: Path) -> Any:
     made = Security.temporary().get_tls_config_for_role("worker")
     paths = {name: str(private / f"{name}.pem") for name in ("ca_file", "cert", "key")}
     for name, path in paths.items():
+        Path(path).touch(mode=0o600)
         Path(path).write_text(made[name])
     roles = {
         f"tls_{role}_{name}": paths[name]
@@ -232,8 +245,8 @@ class KubernetesPods(Start):
 
     settings: Kubernetes | None = None
     way_out = (
-        "Look at `kubectl get daskclusters,pods`: the Dask operator runs, the pods have what they "
-        "ask for; a cluster file's wait_minutes is how long they are waited for."
+        "Check with `kubectl get daskclusters,pods` that the Dask operator runs and that the pods "
+        "get what they ask for, or give more wait_minutes in the cluster file."
     )
 
     @property
@@ -270,6 +283,16 @@ class KubernetesPods(Start):
             pods.shutdown_on_close = False  # it was tried: not again, aloud, at exit
             raise failure
         return Client(pods), pods
+
+    def refusal(self, error: BaseException) -> ResourceError:
+        """What Kubernetes, or its client, said."""
+        return super().refusal(_in_a_line(error))
+
+
+def _in_a_line(error: BaseException) -> BaseException:
+    if isinstance(error, ResourceError):
+        return error
+    return RuntimeError(" ".join(str(error).split()) or type(error).__name__)
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> BaseException | None:

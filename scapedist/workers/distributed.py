@@ -18,6 +18,8 @@ from scapedist.workers.start import Start
 
 TASKS_AHEAD = 8
 """Tasks handed to the scheduler for each worker: enough that none waits for its next."""
+WATCH_SECONDS = 1.0
+"""Between looks at how many workers there are."""
 MOST_LOSSES = 5
 """Times that what is shared may be lost with all workers that hold it."""
 
@@ -32,7 +34,7 @@ class Distributed(Serial):
     """
 
     def __init__(self, start: Start) -> None:
-        super().__init__(start.device)
+        super().__init__(start.device, start.memory_limit)
         self.n_workers, self.local = start.n_workers, start.local
         self._start = start
         self._starting: threading.Thread | None = None
@@ -83,14 +85,7 @@ class Distributed(Serial):
 
     def _check_workers(self) -> None:
         """Wait for workers; refuse those without scapedist, or with another version of it."""
-        with contextlib.suppress(TimeoutError):
-            self._client.wait_for_workers(self._start.n_workers or 1, timeout=self._start.seconds)
-        self.n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
-        if not self.n_workers:
-            raise ResourceError(
-                f"{self._start.name} has no workers after {self._start.seconds:.0f} s. "
-                f"{self._start.way_out}"
-            )
+        self._wait(self._start.n_workers)
         ours = metadata.version("scapedist")
         theirs = self._client.run(metadata.version, "scapedist", on_error="return")
         for worker, version in theirs.items():
@@ -100,6 +95,24 @@ class Distributed(Serial):
                     f"All workers have this scapedist, {ours}. The worker {worker} has {found}. "
                     "Install the same in the workers' environment."
                 )
+
+    def _wait(self, wanted: int = 1) -> None:
+        """Wait for as many workers, for the time that is given to that; refuse where none comes."""
+        with contextlib.suppress(TimeoutError):
+            self._client.wait_for_workers(max(wanted, 1), timeout=self._start.seconds)
+        if not self._count():
+            raise self._gone()
+
+    def _gone(self) -> ResourceError:
+        return ResourceError(
+            f"{self._start.name} has no workers after {self._start.seconds:.0f} s. "
+            f"{self._start.way_out}"
+        )
+
+    def _count(self) -> int:
+        """How many workers there are now: a scheduler's come and go."""
+        self.n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
+        return self.n_workers
 
     def check_files(self, paths: Sequence[str | Path]) -> None:
         """Refuse where a worker does not see a file or directory that it will need.
@@ -142,8 +155,8 @@ class Distributed(Serial):
         from distributed.scheduler import KilledWorker
 
         client = self.connected()
+        self._wait()
         common = client.scatter(shared, broadcast=True, hash=False)
-        ahead = TASKS_AHEAD * max(self.n_workers, 1)
         waiting = iter(list(tasks.items()))
         number: dict[str, int] = {}
 
@@ -155,17 +168,17 @@ class Distributed(Serial):
             number.update(zip((f.key for f in futures), (i for i, _ in some), strict=True))
             return list(futures)
 
-        done = as_completed(more(ahead))
-        held = set(done.futures)
-        n_out = len(held)
+        ahead = TASKS_AHEAD * self.n_workers
+        held = set(more(ahead))
+        done = as_completed(held)
+        watch = _Watch(self, held)
         try:
             for future in done:
                 held.discard(future)
-                n_out -= 1
-                if n_out <= ahead // 2:
-                    fresh = more(ahead - n_out)
+                if len(held) <= ahead // 2:
+                    ahead = TASKS_AHEAD * max(self._count(), 1)
+                    fresh = more(ahead - len(held))
                     held.update(fresh)
-                    n_out += len(fresh)
                     done.update(fresh)
                 try:
                     result = future.result()
@@ -174,11 +187,14 @@ class Distributed(Serial):
                         f"A worker died several times over the same batch ({error}). It may lack "
                         "memory: use a smaller --batch-size, fewer --workers, or --memory-limit."
                     ) from None
-                except CancelledError:  # the last worker that held what is shared is gone
-                    raise _Lost from None
+                except CancelledError:
+                    if watch.abandoned:
+                        raise self._gone() from None
+                    raise _Lost from None  # with the last worker that held what is shared
                 yield number.pop(future.key), result
                 future.release()
         finally:
+            watch.stop()
             client.cancel(list(held), force=True)
 
     def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -196,6 +212,31 @@ class Distributed(Serial):
                 with contextlib.suppress(Exception):
                     part.close()
         self._client = self._cluster = None
+
+
+class _Watch:
+    """Gives up the tasks of workers that have all left and do not come back."""
+
+    def __init__(self, workers: Distributed, held: set[Any]) -> None:
+        self.abandoned = False
+        self._workers, self._held, self._stopped = workers, held, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        without = 0
+        while not self._stopped.wait(WATCH_SECONDS):
+            with contextlib.suppress(Exception):  # a client that is closing
+                without = 0 if self._workers._count() else without + 1
+                if without * WATCH_SECONDS >= self._workers._start.seconds:
+                    self.abandoned = True
+                    self._workers._client.cancel(list(self._held), force=True)
+                    return
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        self._thread.join()
 
 
 class _Lost(Exception):

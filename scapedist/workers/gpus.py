@@ -15,7 +15,7 @@ POOL_FRACTION = 0.8
 """Of the free memory: the pool that torch and CuPy share."""
 DRIVER_OF = {12: 525, 13: 580}
 """First driver for a CUDA major version."""
-WITHOUT = "Leave out --gpus to compute on CPUs."
+WITHOUT = "CPUs compute without --gpus, or by a cluster file of kind cpus."
 
 
 @dataclass(frozen=True)

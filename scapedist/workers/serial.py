@@ -23,6 +23,8 @@ class Serial:
     ----------
     device
         What it computes on: ``cpu`` or ``cuda``.
+    memory_limit
+        Bytes of host memory that each worker may use; None for no limit.
     """
 
     n_workers = 1
@@ -30,8 +32,8 @@ class Serial:
     """Whether the workers are processes of this machine."""
     dashboard: str | None = None
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
+    def __init__(self, device: str = "cpu", memory_limit: int | None = None) -> None:
+        self.device, self.memory_limit = device, memory_limit
 
     def begin(self) -> None:
         """Have the workers ready soon; without it they start when they are first needed."""

@@ -27,6 +27,8 @@ class Start:
         What each computes on: ``cpu`` or ``cuda``.
     local
         Whether they are processes of this machine that we start.
+    memory_limit
+        Bytes of host memory that each may use; None for no limit.
     seconds
         How long they are waited for.
     """
@@ -34,6 +36,7 @@ class Start:
     n_workers: int = 0
     device: str = "cpu"
     local: bool = False
+    memory_limit: int | None = None
     seconds: float = CONNECT_SECONDS
     way_out = "Start workers with `dask worker`."
 
@@ -58,16 +61,9 @@ class Start:
 
 @dataclass(frozen=True)
 class LocalProcesses(Start):
-    """Processes of this machine, forked from one that has imported what they need.
-
-    Attributes
-    ----------
-    memory_limit
-        Bytes that each may use; None for no limit.
-    """
+    """Processes of this machine, forked from one that has imported what they need."""
 
     local: bool = True
-    memory_limit: int | None = None
     way_out = "Use --workers 1."
 
     def prepare(self) -> None:
@@ -109,15 +105,12 @@ class LocalGpus(Start):
         As ``CUDA_VISIBLE_DEVICES`` names them.
     pool_bytes
         Size of the pool on each.
-    memory_limit
-        Bytes of host memory that each worker may use; None for no limit.
     """
 
     device: str = "cuda"
     local: bool = True
     gpus: tuple[str, ...] = ()
     pool_bytes: int = 0
-    memory_limit: int | None = None
     way_out = "Check `nvidia-smi`; --gpus takes part of the GPUs, without it CPUs compute."
 
     def begin(self) -> tuple[Any, Any]:

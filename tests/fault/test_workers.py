@@ -11,7 +11,7 @@ from importlib import metadata
 import numpy as np
 import psutil
 import pytest
-from distributed import LocalCluster
+from distributed import LocalCluster, get_worker
 
 from scapedist.analysis.gram import fit_components, gram_matrix
 from scapedist.errors import InputError, ResourceError
@@ -141,6 +141,36 @@ def test_local_workers_that_cannot_be_started(monkeypatch):
 # -- a scheduler's workers
 
 
+def test_workers_that_all_leave_for_good(scheduler):
+    """As when a batch system ends their jobs: the command ends too, and can be given again."""
+    scheduler.scale(1)
+    where = GivenScheduler(where=scheduler.scheduler_address, seconds=3)
+    with Distributed(where) as workers:
+        results = workers.run(times, 1, list(range(500)))
+        next(results)
+        scheduler.scale(0)
+        with pytest.raises(ResourceError, match=r"no workers after 3 s.*dask worker"):
+            list(results)
+
+
+def test_workers_that_join_later_get_tasks(scheduler):
+    scheduler.scale(1)
+    with Distributed(GivenScheduler(where=scheduler.scheduler_address)) as workers:
+        assert workers.n_workers == 1
+        results = workers.run(who, 0.02, list(range(200)))
+        found = [next(results)[1]]
+        scheduler.scale(2)
+        found += [name for _, name in results]
+        assert len(found) == 200
+        assert len(set(found)) == 2
+        assert workers.n_workers == 2
+
+
+def who(seconds, task):
+    time.sleep(seconds)
+    return get_worker().address
+
+
 def test_a_scheduler_that_cannot_be_reached():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens there
@@ -211,7 +241,9 @@ def test_workers_come_from_one_place():
 
 
 def test_gpus_where_the_packages_or_the_driver_are_missing():
-    with pytest.raises(ResourceError, match=r"(cuda13|No GPU is visible).*Leave out --gpus"):
+    with pytest.raises(
+        ResourceError, match=r"(cuda13|No GPU is visible).*CPUs compute without --gpus"
+    ):
         open_workers(gpus="all")
     before = len(psutil.Process().children(recursive=True))
     assert before < 20  # nothing was started
@@ -244,5 +276,5 @@ def test_a_driver_that_is_too_old():
     check_driver("570.1", 12, 12)
     with pytest.raises(ResourceError, match=r"CUDA 13.*580.*570\.86.*CUDA 12.*cuda12\]"):
         check_driver("570.86", 12, 13)
-    with pytest.raises(ResourceError, match=r"CUDA 12.*525.*470.*newer driver\. Leave out"):
+    with pytest.raises(ResourceError, match=r"CUDA 12.*525.*470.*newer driver\. CPUs compute"):
         check_driver("470.1", 11, 12)

@@ -39,7 +39,7 @@ from scapedist.landscape.embedder import Embedder
 from scapedist.workers import Serial
 run = Run.create(sys.argv[1], 19, sys.argv[2])
 run.sketch(size=100, quality_groups=0).generate().mask().pca(components=4)
-Embedder(run, Serial(), None).exact_rows(np.arange(16), "")  # decoding's own peak
+Embedder(run, Serial()).exact_rows(np.arange(16), "")  # decoding's own peak
 before = peak_bytes()
 run.embed(tolerance=0.05)
 built = run.store.beside["embedding/map"]["results"]

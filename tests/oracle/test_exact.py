@@ -81,7 +81,7 @@ def test_the_bundled_model_too(adk_workdir, tmp_path):
     run = Run.create(adk_workdir, 14, tmp_path / "run")
     run.sketch(size=12, quality_groups=0).generate(box_size=16).mask().pca(components=5)
     particles = np.array([3, 777, 19_999])
-    found, missed = Embedder(run, Serial(), None).exact_rows(particles, "")
+    found, missed = Embedder(run, Serial()).exact_rows(particles, "")
     store, reference = run.store, Reference.load(adk_workdir, 14)
     every, inside = store.read("latents"), store.read("mask") > 0
 

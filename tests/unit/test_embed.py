@@ -52,7 +52,7 @@ def few(adk_workdir, tmp_path):
 
 
 def exact_of(run, particles):
-    return Embedder(run, Serial(), None).exact_rows(particles, "")
+    return Embedder(run, Serial()).exact_rows(particles, "")
 
 
 def test_reduced_is_as_near_to_exact_as_it_says(embedded):
@@ -134,9 +134,7 @@ def test_exact_is_the_same_from_any_number_of_workers_and_resumes(few, tmp_path,
         other.embed(method="exact")
     assert "embedding/exact" not in other.store.beside
     monkeypatch.undo()
-    done = len(np.arange(60)) - len(
-        Embedder(other, Serial(), None).exact_file().missing(np.arange(60))
-    )
+    done = len(np.arange(60)) - len(Embedder(other, Serial()).exact_file().missing(np.arange(60)))
     assert done == 1 + 8 + 8  # the check of the decoder, two whole batches
     with open_workers(2) as workers:
         other.embed(workers, method="exact")
@@ -251,7 +249,7 @@ def test_error_bars_are_those_of_exact_decoding(embedded):
     latent = embedded.store.read("latents")[row]
     rng = np.random.default_rng(0)
     draws = latent + rng.normal(size=(400, 8)) * np.sqrt(variance)
-    embedder = Embedder(embedded, Serial(), None)
+    embedder = Embedder(embedded, Serial())
     exact = projection.exact_batch(embedder.projection, draws.astype(np.float32))[:, :8]
     sampled = np.sqrt(np.diag(np.cov(exact.T.astype(float))))
     ours = np.sqrt(np.diag(covariance[row]))

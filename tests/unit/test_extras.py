@@ -54,7 +54,7 @@ def locked(name: str, python: str) -> dict[str, str]:
     [
         ("cuda12", {"cuml-cu12", "cupy-cuda12x", "dask-cuda", "torch"}),
         ("cuda13", {"cuml-cu13", "cupy-cuda13x", "dask-cuda", "numba", "torch"}),
-        ("slurm", {"dask-jobqueue"}),
+        ("slurm", {"cryptography", "dask-jobqueue"}),
         ("kubernetes", {"dask-kubernetes"}),
     ],
 )
