@@ -191,11 +191,12 @@ class Field:
         buffers = self._buffers(max(rows, together * min(rows, len(points))))
         for start, block in self._first_layer(points, rows):
             stop = start + len(block)
-            for first in range(0, len(latents), together):
-                some = codes[first : first + together]
-                hidden = self._hidden(block, some[:, None], buffers)
-                target = out[first : first + together, start * n_outputs : stop * n_outputs]
-                self._outputs(hidden, target.view(len(some), len(block), n_outputs))
+            with self._precision():
+                for first in range(0, len(latents), together):
+                    some = codes[first : first + together]
+                    hidden = self._hidden(block, some[:, None], buffers)
+                    target = out[first : first + together, start * n_outputs : stop * n_outputs]
+                    self._outputs(hidden, target.view(len(some), len(block), n_outputs))
 
     def features(self, latents: np.ndarray, points: np.ndarray, n_hidden: int) -> torch.Tensor:
         """The raw field at some points, and the last hidden layer at the first of them.
@@ -229,8 +230,9 @@ class Field:
             buffers = self._buffers(together * m)
             for start in range(0, len(latents), together):
                 code, rows = codes[start : start + together], out[start : start + together]
-                hidden = self._hidden(block, code[:, None], buffers)
-                self._outputs(hidden, rows[:, :n_values].view(len(code), m, n_outputs))
+                with self._precision():
+                    hidden = self._hidden(block, code[:, None], buffers)
+                    self._outputs(hidden, rows[:, :n_values].view(len(code), m, n_outputs))
                 if n_hidden:
                     activations = hidden.view(len(code), m, width)[:, :n_hidden]
                     rows[:, n_values:] = activations.reshape(len(code), -1)
@@ -251,10 +253,9 @@ class Field:
         n, (here, there) = int(np.prod(summed[:-1])), buffers
         torch.add(block, code, out=here[:n].view(summed))
         self._activate(here[:n])
-        with self._precision():
-            for weight, bias in self._layers[:-1]:
-                self._layer(here[:n], weight, bias, there[:n])
-                here, there = there, here
+        for weight, bias in self._layers[:-1]:
+            self._layer(here[:n], weight, bias, there[:n])
+            here, there = there, here
         return here[:n]
 
     def _layer(
@@ -268,16 +269,20 @@ class Field:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """Let the matrix units round float32 operands where the precision says so."""
-        if self.dtype != "tf32":
-            yield
-            return
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
+        """What matrix units may do: round operands of tf32; add up in float32, always."""
+        units, names = torch.backends.cuda.matmul, ("fp16", "bf16")
+        names = tuple(f"allow_{name}_reduced_precision_reduction" for name in names)
+        precision = torch.get_float32_matmul_precision()
+        reductions = [getattr(units, name) for name in names]
+        torch.set_float32_matmul_precision("high" if self.dtype == "tf32" else "highest")
+        for name in names:
+            setattr(units, name, False)
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(before)
+            torch.set_float32_matmul_precision(precision)
+            for name, allowed in zip(names, reductions, strict=True):
+                setattr(units, name, allowed)
 
     def _outputs(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         """Write the last layer's result into out (..., n_outputs), in its precision."""

@@ -1,6 +1,7 @@
 """The field apart from any outside reference: blocks, batches, precisions, bad input."""
 
 import pickle
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -217,3 +218,26 @@ def test_a_field_on_a_device(model, device):
         assert (found - wanted).norm() < tolerance * wanted.norm()
         found = some.features(latents, points, 20).cpu().double()
         assert (found - features).norm() < tolerance * features.norm()
+
+
+def test_precisions_are_as_they_were_afterwards(model):
+    """What a precision asks of the matrix units holds for the field's own products alone."""
+    units = torch.backends.cuda.matmul
+
+    def chosen():
+        return (
+            torch.get_float32_matmul_precision(),
+            units.allow_fp16_reduced_precision_reduction,
+            units.allow_bf16_reduced_precision_reduction,
+        )
+
+    before, seen, some = chosen(), [], Field(model.decoder, dtype="bfloat16")
+    with some._precision():
+        seen.append(chosen())
+    assert seen == [("highest", False, False)]
+    some.dtype = "tf32"
+    with suppress(ValueError), some._precision():
+        seen.append(chosen())
+        raise ValueError("stopped")
+    assert seen[1] == ("high", False, False)
+    assert chosen() == before
