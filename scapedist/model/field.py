@@ -270,8 +270,8 @@ class Field:
     @contextmanager
     def _precision(self) -> Iterator[None]:
         """What matrix units may do: round operands of tf32; add up in float32, always."""
-        units, names = torch.backends.cuda.matmul, ("fp16", "bf16")
-        names = tuple(f"allow_{name}_reduced_precision_reduction" for name in names)
+        units = torch.backends.cuda.matmul
+        names = [f"allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")]
         precision = torch.get_float32_matmul_precision()
         reductions = [getattr(units, name) for name in names]
         torch.set_float32_matmul_precision("high" if self.dtype == "tf32" else "highest")
