@@ -41,6 +41,7 @@ class Distributed(Serial):
         self._client: Any = None
         self._cluster: Any = None
         self._failure: BaseException | None = None
+        self._checked = False
         for name in ("distributed", "tornado", "bokeh"):  # failures reach the user as our errors
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if not start.local:  # refused at once where it cannot be reached
@@ -76,9 +77,10 @@ class Distributed(Serial):
         self._starting.join()
         if self._failure is not None:
             raise self._start.refusal(self._failure) from None
-        if self.dashboard is None:
+        if not self._checked:
             if not self.local:
                 self._check_workers()
+            self._checked = True
             if "dashboard" in self._client.scheduler_info(n_workers=0)["services"]:
                 self.dashboard = self._client.dashboard_link
         return self._client
