@@ -395,6 +395,41 @@ def reduced(check: Check) -> None:
     )
 
 
+def landscape(check: Check) -> None:
+    """A whole run of the bundled model on the device, against the same on the CPU."""
+    try:
+        from scapedist.landscape import Run
+        from scapedist.workers import Serial
+    except ImportError as missing:
+        print(f"No run is made: {missing}", flush=True)
+        return
+    model = ROOT / "scapedist" / "data" / "adk"
+    full = check.size.width > 100
+    n, box, tolerance = (100, 24, 0.01) if full else (12, 8, 0.5)
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        for number, device in enumerate(("cpu", check.device)):
+            workers = Serial(device)
+            run = Run.create(model, 14, Path(place) / str(number))
+            run.sketch(workers, size=n, quality_groups=2).generate(workers, box_size=box)
+            run.mask().pca(workers, components=5).states(workers, states=4)
+            arrays = ["sketch/particle", "volumes/0", "sketch/coordinates", "states/label"]
+            if full:
+                start = time.perf_counter()
+                run.embed(workers, tolerance=tolerance, strict=False)
+                seconds = time.perf_counter() - start
+                check.add("run", f"20,000 particles embedded, {device}", seconds, "s")
+                arrays.append("embedding/reduced/coordinates")
+            found.append([run.store.read(name) for name in arrays])
+    for name, ours, theirs in zip(arrays, found[1], found[0], strict=True):
+        if ours.dtype.kind == "i":
+            check.add("run", f"{name} unlike the CPU's", (ours != theirs).sum(), f"of {n}", 0)
+        else:
+            error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+            wanted = tolerance if name.startswith("embedding") else 1e-4
+            check.add("run", f"{name} against the CPU's", error, "relative L2", wanted)
+
+
 def gram(check: Check) -> None:
     """The Gram matrix and its leading eigenpairs, against float64 on the CPU for a few rows."""
     n, p = check.size.gram, check.size.voxels
@@ -572,6 +607,7 @@ SECTIONS = (
     exact,
     reduced,
     overlap,
+    landscape,
     gram,
     linkage,
     memory,

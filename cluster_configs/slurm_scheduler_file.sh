@@ -71,7 +71,8 @@ done
 gpus=${SLURM_GPUS_ON_NODE:-0}
 workers=(--scheduler "$scheduler_file")
 if ((gpus > 0)); then
-    worker=(dask cuda worker --rmm-pool-size 0.8 --set-rmm-allocator-for-libs torch,cupy)
+    worker=(dask cuda worker --rmm-pool-size 0.8 --rmm-track-allocations
+        --set-rmm-allocator-for-libs torch,cupy)
     memory=$((${SLURM_MEM_PER_NODE:-65536} / gpus))
     workers+=(--gpus all)
 else

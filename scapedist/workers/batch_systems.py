@@ -171,7 +171,7 @@ def slurm_cluster(settings: Slurm, private: Path) -> Any:
     if settings.gpus_per_job:
         command = "dask_cuda.cli"
         options += ["--rmm-pool-size", str(POOL_FRACTION)]
-        options += ["--set-rmm-allocator-for-libs", "torch,cupy"]
+        options += ["--rmm-track-allocations", "--set-rmm-allocator-for-libs", "torch,cupy"]
         if not any(map(GPU_REQUEST.match, directives)):
             directives.insert(0, f"--gpus-per-node={settings.gpus_per_job}")
     of_jobs: Any = SLURMCluster

@@ -111,7 +111,7 @@ def test_gpu_check_says_what_it_found(tmp_path, capsys):
     assert found["failures"] == {}
     rows = {(row["section"], row["what"]): row for row in found["rows"]}
     sections = {section for section, _ in rows}
-    assert {"error", "decode", "exact", "reduced", "overlap", "gram", "linkage"} <= sections
+    assert {"error", "decode", "exact", "reduced", "run", "gram", "linkage"} <= sections
     judged = [row for row in found["rows"] if row["verdict"]]
     assert len(judged) >= 8
     assert {row["verdict"] for row in judged} == {"ok"}
@@ -146,10 +146,11 @@ for name in ("cryodrgn", "dask", "distributed", "zarr", "sklearn", "typer", "ric
     sys.modules[name] = None
 sys.path.insert(0, sys.argv[1])
 import gpu_check
-keep = ("matrix_rate", "correctness", "gram", "linkage", "overlap")
+keep = ("matrix_rate", "correctness", "gram", "linkage", "overlap", "landscape")
 gpu_check.SECTIONS = [s for s in gpu_check.SECTIONS if s.__name__ in keep]
 found = gpu_check.run("tiny", None, "cpu")
 assert not found["failures"], found["failures"]
+assert "run" not in {row["section"] for row in found["rows"]}
 assert any("plain files" in row["what"] for row in found["rows"])
 """
     place = str(Path(gpu_check.__file__).parent)
