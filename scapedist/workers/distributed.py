@@ -16,7 +16,7 @@ from scapedist.errors import ResourceError
 from scapedist.workers.serial import Serial, Task, Work, attempt, one_thread
 from scapedist.workers.start import Start
 
-TASKS_AHEAD = 8
+TASKS_AHEAD = 16
 """Tasks handed to the scheduler for each worker: enough that none waits for its next."""
 WATCH_SECONDS = 1.0
 """Between looks at how many workers there are."""
@@ -42,8 +42,6 @@ class Distributed(Serial):
         self._cluster: Any = None
         self._failure: BaseException | None = None
         self._checked = False
-        for name in ("distributed", "tornado", "bokeh"):  # failures reach the user as our errors
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         if not start.local:  # refused at once where it cannot be reached
             try:
                 self.connected()
@@ -60,7 +58,9 @@ class Distributed(Serial):
 
     def _connect(self) -> None:
         try:
+            _quiet()
             self._client, self._cluster = self._start.begin()
+            _quiet()  # importing distributed sets its own levels
         except BaseException as error:  # handed to the caller by connected()
             self._failure = error
 
@@ -172,29 +172,27 @@ class Distributed(Serial):
 
         ahead = TASKS_AHEAD * self.n_workers
         held = set(more(ahead))
-        done = as_completed(held)
+        done = as_completed(held, with_results=True)
         watch = _Watch(self, held)
         try:
-            for future in done:
+            for future, result in done:
                 held.discard(future)
                 if len(held) <= ahead // 2:
                     ahead = TASKS_AHEAD * max(self._count(), 1)
                     fresh = more(ahead - len(held))
                     held.update(fresh)
                     done.update(fresh)
-                try:
-                    result = future.result()
-                except KilledWorker as error:
-                    raise ResourceError(
-                        f"A worker died several times over the same batch ({error}). It may lack "
-                        "memory: use a smaller --batch-size, fewer --workers, or --memory-limit."
-                    ) from None
-                except CancelledError:
+                if isinstance(result, CancelledError):
                     if watch.abandoned:
-                        raise self._gone() from None
-                    raise _Lost from None  # with the last worker that held what is shared
+                        raise self._gone()
+                    raise _Lost  # with the last worker that held what is shared
                 yield number.pop(future.key), result
                 future.release()
+        except KilledWorker as error:
+            raise ResourceError(
+                f"A worker died several times over the same batch ({error}). It may lack memory: "
+                "use a smaller --batch-size, fewer --workers, or --memory-limit."
+            ) from None
         finally:
             watch.stop()
             client.cancel(list(held), force=True)
@@ -243,6 +241,12 @@ class _Watch:
 
 class _Lost(Exception):
     """What all tasks share is gone with the workers that held it."""
+
+
+def _quiet() -> None:
+    """Keep Dask's own words off the terminal: failures reach the user as our errors."""
+    for name in ("distributed", "tornado", "bokeh"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _on_one_thread(task: Task, work: Work, shared: Any) -> Any:

@@ -13,6 +13,11 @@ from typing import Any
 from scapedist.errors import ResourceError
 
 CONNECT_SECONDS = 30
+LIGHT = {
+    "distributed.worker.profile.enabled": False,  # its sampling takes time from Python
+    "distributed.admin.tick.interval": "1s",  # every 20 ms takes 5 % of a core, doing nothing
+}
+"""Settings of local workers and their scheduler: cores are for the work."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,8 @@ class LocalProcesses(Start):
         import dask
         from distributed import Client, LocalCluster
 
-        forked = {
-            "distributed.worker.multiprocessing-method": "forkserver",
-            "distributed.worker.profile.enabled": False,  # its sampling takes time from Python
-        }
-        with dask.config.set(forked), main_module_left_alone():
+        forked = {"distributed.worker.multiprocessing-method": "forkserver"}
+        with dask.config.set(forked | LIGHT), main_module_left_alone():
             cluster = LocalCluster(
                 n_workers=self.n_workers,
                 threads_per_worker=1,
@@ -119,19 +121,18 @@ class LocalGpus(Start):
         from dask_cuda import LocalCUDACluster
         from distributed import Client
 
-        with dask.config.set({"distributed.worker.profile.enabled": False}):
-            with main_module_left_alone():
-                cluster = LocalCUDACluster(
-                    CUDA_VISIBLE_DEVICES=",".join(self.gpus),
-                    threads_per_worker=1,
-                    memory_limit=self.memory_limit or 0,
-                    rmm_pool_size=self.pool_bytes,
-                    rmm_allocator_external_lib_list=["torch", "cupy"],
-                    rmm_track_allocations=True,  # a worker asks how much of the pool is free
-                    host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0",
-                    silence_logs=logging.CRITICAL,
-                )
+        with dask.config.set(LIGHT), main_module_left_alone():
+            cluster = LocalCUDACluster(
+                CUDA_VISIBLE_DEVICES=",".join(self.gpus),
+                threads_per_worker=1,
+                memory_limit=self.memory_limit or 0,
+                rmm_pool_size=self.pool_bytes,
+                rmm_allocator_external_lib_list=["torch", "cupy"],
+                rmm_track_allocations=True,  # a worker asks how much of the pool is free
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
         return Client(cluster), cluster
 
 
