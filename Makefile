@@ -9,7 +9,7 @@ VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?= --size small
 BENCHMARKS ?= benchmarks/decode.py benchmarks/whole_run.py benchmarks/memory.py benchmarks/truth.py \
-	benchmarks/embedding.py
+	benchmarks/embedding.py benchmarks/scaling.py
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt

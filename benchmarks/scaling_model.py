@@ -1,0 +1,283 @@
+"""A model of how work scales: fitted to measurements, held against others, and projected.
+
+T(N) = startup + max(volumes of the busiest worker * seconds a volume, the same * copy,
+bytes / disk rate, tasks * scheduler). What it says of the paper's network is projected, and every
+row says from what; nothing of that is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scapedist.landscape.embed import REDUCED_ROWS
+from scapedist.model.lattice import make_lattice
+from scapedist.plan import BATCH_VOLUMES
+
+JOBS = ("exact", "generate", "reduced")
+PROJECTED = (1, 8, 64)
+"""Workers that are projected to."""
+PAPER = {"exact": 344_069, "generate": 50_000, "reduced": 344_069}
+"""Particles of the paper's data set, and the volumes of a large sketch."""
+PAPER_BOX, PAPER_LAYERS, PAPER_WIDTH = 128, 3, 1024
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a job costs: a worker's seconds for a volume, and what all workers share.
+
+    Attributes
+    ----------
+    volume_seconds, copy_seconds
+        Of a worker; copies from a GPU are made beside decoding.
+    disk_bytes_a_second
+        All workers together; infinite where nothing is written.
+    task_seconds
+        The scheduler's, one task after the other.
+    startup_seconds
+        Until all workers compute.
+    """
+
+    volume_seconds: float
+    copy_seconds: float = 0.0
+    disk_bytes_a_second: float = math.inf
+    task_seconds: float = 0.0
+    startup_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job's size: volumes (or particles), those of a task, and bytes written of each."""
+
+    n_volumes: int
+    batch_size: int
+    volume_bytes: int = 0
+
+    @property
+    def n_tasks(self) -> int:
+        """Number of tasks."""
+        return -(-self.n_volumes // self.batch_size)
+
+
+def resources(costs: Costs, work: Work, n_workers: int) -> dict[str, float]:
+    """Seconds that each resource is busy; the busiest worker's batches are whole."""
+    most = min(-(-work.n_tasks // n_workers) * work.batch_size, work.n_volumes)
+    return {
+        "decoding": most * costs.volume_seconds,
+        "copying": most * costs.copy_seconds,
+        "disk": work.n_volumes * work.volume_bytes / costs.disk_bytes_a_second,
+        "scheduler": work.n_tasks * costs.task_seconds,
+    }
+
+
+def predict(costs: Costs, work: Work, n_workers: int) -> float:
+    """Seconds of a job on some workers: resources are busy at the same time, the slowest counts."""
+    return costs.startup_seconds + max(resources(costs, work, n_workers).values())
+
+
+def saturation(costs: Costs, work: Work) -> dict[str, float]:
+    """Workers at which each shared resource is as busy as they are, the first one first.
+
+    ``batches``: no more workers than tasks have anything to do.
+    """
+    alone = resources(costs, work, 1)
+    of_workers = max(alone["decoding"], alone["copying"])
+    found = {name: of_workers / alone[name] for name in ("disk", "scheduler") if alone[name]}
+    return dict(sorted((found | {"batches": float(work.n_tasks)}).items(), key=lambda x: x[1]))
+
+
+def fit_line(counts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Start, not below 0, and seconds a count of times at some counts.
+
+    Least squares of relative errors, so that short times count as much as long ones.
+    """
+    n, t = np.asarray(counts, float), np.asarray(seconds, float)
+    columns = np.stack([1 / t, n / t], 1)
+    start, slope = np.linalg.lstsq(columns, np.ones_like(t), rcond=None)[0]
+    if start < 0:
+        start, slope = 0.0, columns[:, 1].sum() / np.square(columns[:, 1]).sum()
+    return float(start), float(slope)
+
+
+def batch_of(job: str, device: str) -> int:
+    """Particles of a task, by default."""
+    return REDUCED_ROWS[device] if job == "reduced" else BATCH_VOLUMES[device]
+
+
+def fit(found: dict[str, Any], page_cache: float) -> dict[str, Costs]:
+    """A case's costs by job, from one worker's times and from empty tasks; completes these."""
+    costs = {}
+    for row in (row for row in found["scaling"] if row["workers"] == 1):
+        (empty,) = (
+            line
+            for line in found["overhead"]
+            if (line["job"], line["batches_of"]) == (row["job"], found["device"])
+        )
+        # this process begins at once, a GPU's not
+        start = empty["start_seconds"] if found["device"] == "cuda" else 0.0
+        weak = row["particles"] // max(found["connect_seconds"])
+        times = {row["particles"]: row["seconds"], weak: row["weak_seconds"]}
+        slope = statistics.mean((seconds - start) / n for n, seconds in times.items())
+        batch = slope * empty["particles"]
+        for name in ("task", "client_cpu"):
+            seconds = empty[f"{name}_seconds"]
+            empty[f"{name}_fraction"] = seconds / (seconds + batch)
+        costs[row["job"]] = Costs(
+            slope,
+            disk_bytes_a_second=page_cache if row["job"] == "generate" else math.inf,
+            task_seconds=empty["client_cpu_seconds"],
+            startup_seconds=empty["start_seconds"],
+        )
+    return costs
+
+
+def check(found: dict[str, Any], costs: dict[str, Costs]) -> list[dict[str, Any]]:
+    """The model's times of more workers than it was fitted to, beside the measured ones.
+
+    ``on_machine``: with volumes as much slower as processes side by side are on these cores.
+    """
+    lines = []
+    for row in (row for row in found["scaling"] if row["workers"] > 1):
+        n, here = row["workers"], costs[row["job"]]
+        stored = 4 * found["case"].box_size ** 3 + 4 if row["job"] == "generate" else 0
+        work = Work(row["particles"], row["particles"] // row["tasks"], stored)
+        line = {"case": row["case"], "job": row["job"], "workers": n, "measured": row["seconds"]}
+        line["model"] = predict(here, work, n)
+        line["error"] = line["model"] / row["seconds"] - 1
+        if "machine" in row:
+            slower = here.volume_seconds * n / row["machine"]
+            line["on_machine"] = predict(dataclasses.replace(here, volume_seconds=slower), work, n)
+            line["its_error"] = line["on_machine"] / row["seconds"] - 1
+        lines.append(line)
+    return lines
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of other machines, and not measured here.
+
+    Attributes
+    ----------
+    decode_seconds
+        Of a volume of the paper's model, a worker.
+    matrix_tflops
+        Rate at which a worker multiplies matrices.
+    copy_gigabytes, disk_gigabytes
+        A second: from a GPU to its host; to the disk by all workers.
+    """
+
+    decode_seconds: float | None = None
+    matrix_tflops: float | None = None
+    copy_gigabytes: float | None = None
+    disk_gigabytes: float | None = None
+
+    @property
+    def of_gpus(self) -> bool:
+        """Whether a rate is given, which is then a GPU's."""
+        return self.decode_seconds is not None or self.matrix_tflops is not None
+
+
+def paper_flops(n_points: int) -> dict[str, int]:
+    """Operations behind the first layer for a volume of the paper's model, or at some points."""
+    at_point = 2 * (PAPER_LAYERS * PAPER_WIDTH**2 + 2 * PAPER_WIDTH)
+    volume = make_lattice("fourier_sphere", PAPER_BOX, PAPER_BOX, 0.5, 0.0, None).n_points
+    return {
+        "exact": volume * at_point,
+        "generate": volume * at_point,
+        "reduced": n_points * at_point,
+    }
+
+
+def paper_seconds(
+    given: Given, flops: dict[str, int], rates: dict[str, float], on_gpu: float | None
+) -> tuple[dict[str, float], str]:
+    """A worker's seconds for a particle of the paper's model, by job, and from what.
+
+    Parameters
+    ----------
+    given
+        Of these the seconds count first, then the matrix rate.
+    flops
+        Operations for a particle, by job.
+    rates
+        Operations a second that one worker of this benchmark reached, by job.
+    on_gpu
+        Seconds for a volume that this GPU took, where there is one.
+    """
+    seconds, basis = given.decode_seconds, "projected, seconds a volume given"
+    if seconds is None and given.matrix_tflops is not None:
+        seconds = flops["exact"] / (1e12 * given.matrix_tflops)
+        basis = "projected, rate given"
+    if seconds is None and on_gpu is not None:
+        seconds, basis = on_gpu, "projected from this GPU"
+    if seconds is None:
+        return {job: flops[job] / rates[job] for job in JOBS}, "projected from this CPU"
+    return {job: seconds * flops[job] / flops["exact"] for job in JOBS}, basis
+
+
+def paper(
+    first: dict[str, Any], disk: float, rates: dict[str, float], given: Given
+) -> dict[str, Any]:
+    """The paper's jobs on more workers: costs, where each is from, times, what saturates first.
+
+    Parameters
+    ----------
+    first
+        What was measured of a case that has all jobs.
+    disk
+        Bytes a second, down to the disk of this machine.
+    rates
+        As in :func:`paper_seconds`.
+    given
+        Of other machines.
+    """
+    flops = paper_flops(first["points"]["reduced"])
+    seconds, basis = paper_seconds(given, flops, rates, first.get("decode_seconds"))
+    device, stored = "cpu" if basis.endswith("CPU") else "cuda", 4 * PAPER_BOX**3 + 4
+    copy, copies = first.get("copy_bytes_a_second"), "copies measured"
+    if given.copy_gigabytes is not None:
+        copy, copies = 1e9 * given.copy_gigabytes, "copies given"
+    elif copy is None:
+        copies = "no copies" if device == "cpu" else "copies not known, left out"
+    disks = "disk of this machine"
+    if given.disk_gigabytes is not None:
+        disk, disks = 1e9 * given.disk_gigabytes, "disk given"
+    most = max(first["connect_seconds"])
+    result: dict[str, Any] = {"workers": "GPUs" if device == "cuda" else "CPU workers"}
+    result |= {"basis": basis, "costs": {}, "work": {}, "rows": []}
+    for job in JOBS:
+        (empty,) = (
+            line for line in first["overhead"] if (line["job"], line["batches_of"]) == (job, device)
+        )
+        writes = job == "generate"
+        costs = Costs(
+            seconds[job],
+            copy_seconds=stored / copy if copy and writes else 0.0,
+            disk_bytes_a_second=disk if writes else math.inf,
+            task_seconds=empty["client_cpu_seconds"],
+            startup_seconds=first["connect_seconds"][most] + first["warm_seconds"],
+        )
+        work = Work(PAPER[job], batch_of(job, device), stored if writes else 0)
+        full, at = next(iter(saturation(costs, work).items()))
+        result["costs"][job], result["work"][job] = plain(costs), dataclasses.asdict(work)
+        for n in PROJECTED:
+            busy = resources(costs, work, n) | {"startup": costs.startup_seconds}
+            seconds_all = predict(costs, work, n)
+            row = {"job": job, "particles": work.n_volumes, "workers": n}
+            row |= {"hours": seconds_all / 3600, "limit": max(busy, key=busy.__getitem__)}
+            row |= {"scheduler_busy": busy["scheduler"] / seconds_all}
+            row |= {"first_full": full, "at_workers": at}
+            row["basis"] = f"{basis}; {copies}; {disks}" if writes else basis
+            result["rows"].append(row)
+    return result
+
+
+def plain(costs: Costs) -> dict[str, float | None]:
+    """Costs for JSON, which has no infinity."""
+    return {k: None if v == math.inf else v for k, v in dataclasses.asdict(costs).items()}
