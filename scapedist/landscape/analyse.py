@@ -13,7 +13,7 @@ import zarr
 from scapedist.analysis import gram, linkage
 from scapedist.analysis import mask as masks
 from scapedist.analysis import states as grouping
-from scapedist.backend import leading_eigenpairs
+from scapedist.backend import leading_eigenpairs, one_numpy_thread
 from scapedist.errors import InputError, RunError
 from scapedist.landscape import estimate
 from scapedist.landscape.record import Recorded
@@ -23,13 +23,15 @@ from scapedist.output.maps import read_map, write_map
 from scapedist.output.selections import write_state_particles
 from scapedist.plan import batches, block_rows
 from scapedist.store import BUILT_ON, GROUP, read_rows
-from scapedist.workers import Serial, Workers
+from scapedist.workers import Workers
 
 Begin = Callable[[], None]
 """Called before a stage's first write: until then a bad option costs nothing."""
 N_PAIRS = 200
 """Random pairs of sketch volumes that the distances within groups are compared with."""
 TRAVERSED_COMPONENTS, TRAVERSAL_POINTS = 5, 10
+FEW_PRODUCTS = 3e10
+"""Of voxels, for a Gram matrix that this process has sooner than workers."""
 LEAST_DENSE = 5
 """Volumes of a dense group, at least; of many volumes a hundredth."""
 
@@ -215,9 +217,10 @@ def pca(
     members = np.flatnonzero(included)
     rows = stored_rows(run, settings, members, device)
     block = block_rows(rows.n_voxels, workers.memory_limit, device)
-    if len(members) <= block and device == "cpu":
-        workers = Serial()  # a single tile
-    product = gram.gram_matrix(rows, len(members), block, workers.run)
+    few = rows.n_voxels * len(members) ** 2 < FEW_PRODUCTS
+    here = device == "cpu" and (few or len(members) <= block)  # a second's work
+    compute: gram.Run = _on_one_thread if here else workers.run
+    product = gram.gram_matrix(rows, len(members), block, compute)
     if not np.trace(product.matrix) > 1e-24 * len(members) * (product.mean @ product.mean):
         raise RunError(
             "Components need volumes that differ. These are all the same inside the mask. "
@@ -228,7 +231,7 @@ def pca(
         store.delete(name)
     store.write("components/gram", product.matrix, ("included", "included_"))
     fitted = gram.fit_components(
-        product, rows, block, settings.components, workers.run, _eigenpairs_by(run, workers)
+        product, rows, block, settings.components, compute, _eigenpairs_by(run, workers)
     )
     n, r = len(included), len(fitted.variance)
     coordinates, norms = np.empty((n, r)), np.empty(n)
@@ -254,6 +257,12 @@ def pca(
         "variance_explained": round(float(fitted.variance_ratio.sum()), 6),
         "block_rows": block,
     }
+
+
+def _on_one_thread(work: Any, shared: Any, tasks: Any) -> Iterator[tuple[int, Any]]:
+    """Call a function with each task here, as any worker does; torch need not be there."""
+    with one_numpy_thread():
+        yield from gram.in_turn(work, shared, tasks)
 
 
 def _group_path(run: Recorded) -> str:
