@@ -360,8 +360,9 @@ class RowFile:
         """Add rows (n, columns) under keys (n,)."""
         rows = np.zeros(len(keys), self._dtype)
         rows["key"], rows["values"] = keys, values
-        for row in rows:
-            row["crc"] = zlib.crc32(row.tobytes()[:-4])
+        size, data = self._dtype.itemsize, memoryview(rows.tobytes())
+        starts = range(0, len(data), size)
+        rows["crc"] = [zlib.crc32(data[start : start + size - 4]) for start in starts]
         with disk_errors(self.path.parent), self.path.open("ab") as stream:
             stream.write(rows.tobytes())
         first = len(self._number)
