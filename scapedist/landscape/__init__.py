@@ -110,14 +110,12 @@ def analyze(
         if on_workers is not None:
             on_workers(workers)
         run.generate(workers, **chosen["generate"] | chosen["mask"])
+        _analyse(run, chosen, workers)
         if embedding != "none":
-            _analyse(run, chosen, workers)
             try:
                 _embed(run, workers, embedding, tolerance, error_bars)
             except (InputError, RunError) as error:  # the report does without; then it is told
                 failure = error
-        else:
-            _analyse(run, chosen, workers)
         if workers.device != "cpu":
             report = run.report(workers, **chosen["report"])
     stop_forkserver()

@@ -329,11 +329,12 @@ def states(
             f"There are at most as many states as volumes, {len(members)}. {settings.states} "
             f"were asked for. Use --states {len(members)} or less."
         )
-    near = estimate.one_of(workers)
-    stored = estimate.StoredGram(_group_path(run), workers.device)
+    near, on_gpu = estimate.one_of(workers), workers.device != "cpu"
+    # a GPU's worker reads the matrix itself; here it is in memory
+    source = estimate.StoredGram(_group_path(run), workers.device) if on_gpu else product
     tree = None
     if settings.linkage == "hdbscan":
-        labels = near.call(estimate.hdbscan, stored, max(LEAST_DENSE, len(members) // 100))
+        labels = near.call(estimate.hdbscan, source, max(LEAST_DENSE, len(members) // 100))
         if labels.max() < 0:
             raise InputError(
                 "HDBSCAN found no dense groups among these volumes. Use --linkage average."
@@ -342,9 +343,9 @@ def states(
         members, labels = members[dense], labels[dense]
         distances = distances[np.ix_(dense, dense)]
     elif settings.linkage == "kmeans":
-        labels = near.call(estimate.kmeans, stored, settings.states, settings.seed)
+        labels = near.call(estimate.kmeans, source, settings.states, settings.seed)
     else:
-        tree = near.call(estimate.link, stored, settings.linkage)
+        tree = near.call(estimate.link, source if on_gpu else distances, settings.linkage)
         labels = linkage.cut(tree, settings.states)
     begin()
     store.delete("states/linkage")

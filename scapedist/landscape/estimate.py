@@ -46,8 +46,18 @@ def eigenpairs(stored: StoredGram, n: int) -> tuple[np.ndarray, np.ndarray]:
     return backend.to_host(values), backend.to_host(vectors)
 
 
-def link(stored: StoredGram, method: str) -> np.ndarray:
+def _gram_of(source: StoredGram | gram.Gram) -> gram.Gram:
+    return source.read() if isinstance(source, StoredGram) else source
+
+
+def link(source: StoredGram | np.ndarray, method: str) -> np.ndarray:
     """The merge tree of the volumes, as :func:`scapedist.analysis.linkage.link`.
+
+    Parameters
+    ----------
+    source
+        Squared distances (n, n), or the Gram matrix that a GPU makes them from.
+    method
 
     Raises
     ------
@@ -55,8 +65,9 @@ def link(stored: StoredGram, method: str) -> np.ndarray:
         Where the distances do not fit the memory.
     """
     try:
-        distances = gram.into_squared_distances(stored.read().matrix)
-        return linkage.link(distances, method)
+        if isinstance(source, StoredGram):
+            source = gram.into_squared_distances(source.read().matrix)
+        return linkage.link(source, method)
     except MemoryError as error:
         raise ResourceError(
             f"Linkage keeps the distances of all pairs of volumes in memory, and there is not "
@@ -64,15 +75,15 @@ def link(stored: StoredGram, method: str) -> np.ndarray:
         ) from None
 
 
-def kmeans(stored: StoredGram, n_states: int, seed: int) -> np.ndarray:
+def kmeans(source: StoredGram | gram.Gram, n_states: int, seed: int) -> np.ndarray:
     """Groups (n,) int32 of the volumes by k-means on their isometric coordinates."""
-    points: Any = gram.isometric_coordinates(stored.read())
+    points: Any = gram.isometric_coordinates(_gram_of(source))
     return backend.kmeans(points, n_states, seed, 300, n_starts=10)[1]
 
 
-def hdbscan(stored: StoredGram, least: int) -> np.ndarray:
+def hdbscan(source: StoredGram | gram.Gram, least: int) -> np.ndarray:
     """Dense groups (n,) int32 of at least some volumes, -1 for volumes in none, by HDBSCAN."""
-    points: Any = gram.isometric_coordinates(stored.read())
+    points: Any = gram.isometric_coordinates(_gram_of(source))
     return backend.hdbscan(points, least)
 
 
