@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from scapedist.errors import InputError, ResourceError
+from scapedist.errors import InputError
 
 HOST_COPIES = 6
 """Volumes that are on their way from a GPU to the disk at any time."""
 PRODUCT_BYTES = 2**30
 """Distances that are held at once."""
-FULL_SPECTRUM = 25_000
-"""Largest matrix whose whole spectrum is computed on a GPU."""
 
 
 # -- arrays
@@ -181,58 +179,6 @@ def _libraries() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
-
-
-def leading_eigenpairs(matrix: Any, n: int) -> tuple[Any, Any]:
-    """The n largest eigenvalues, descending, and eigenvectors of a symmetric matrix.
-
-    Small matrices and large fractions of the spectrum are solved in full (LAPACK; on a GPU
-    cuSOLVER, wherever it can); a few pairs of a large matrix by Lanczos iteration (ARPACK, CuPy's)
-    from a fixed start.
-
-    Parameters
-    ----------
-    matrix : (m, m) float64
-        Of numpy or CuPy.
-    n
-        At most m.
-
-    Returns
-    -------
-    values : (n,) float64
-    vectors : (m, n) float64
-
-    Raises
-    ------
-    ResourceError
-        Where a GPU cannot solve for as many.
-    """
-    size, xp = len(matrix), array_module(matrix)
-    many = n > size // 10
-    start = np.random.default_rng(0).standard_normal(size)
-    if xp is not np and size <= FULL_SPECTRUM:
-        values, vectors = xp.linalg.eigh(matrix)
-        values, vectors = values[size - n :], vectors[:, size - n :]
-    elif xp is not np and many:
-        raise ResourceError(
-            f"A GPU solves for the whole spectrum of up to {FULL_SPECTRUM} volumes. There are "
-            f"{size}. Use a smaller --sketch-size, or --linkage average."
-        )
-    elif xp is not np:
-        from cupyx.scipy.sparse.linalg import eigsh
-
-        tolerance = 1e-12 * float(matrix.trace())  # CuPy's is absolute
-        values, vectors = eigsh(matrix, k=n, which="LA", v0=xp.asarray(start), tol=tolerance)
-    elif size <= 3000 or many:
-        from scipy.linalg import eigh
-
-        values, vectors = eigh(matrix, subset_by_index=(size - n, size - 1))
-    else:
-        from scipy.sparse.linalg import eigsh
-
-        values, vectors = eigsh(matrix, k=n, which="LA", v0=start, tol=1e-12)
-    order = np.argsort(-values)
-    return values[order], vectors[:, order]
 
 
 # -- estimators

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 
 from scapedist.errors import ResourceError
 
@@ -14,6 +15,16 @@ IMPORT_BYTES = 450 * 2**20
 """Resident memory of a worker before its first batch (interpreter, torch, zarr, distributed)."""
 BLOCK_BYTES = {"cpu": 64 * 2**20, "cuda": 8 * 2**30}
 """Masked voxels (as float64) that one block of the analysis holds by default."""
+CHUNK_BYTES = 32 * 2**20
+"""Rows in float64 that a product of the analysis takes at once."""
+PANEL_BYTES = 16 * 2**20
+"""Of the distances, or of a stored Gram matrix, that are handled at once."""
+SPARE_COLUMNS = 12
+"""Columns of an iteration's block beyond the components: the next ones' share."""
+ISOMETRIC_COLUMNS = 256
+"""Of the coordinates that stand for volumes where their Gram matrix is too large."""
+MICRO_STATES = 4000
+"""Of linkage in two levels, at most."""
 FFT_VOLUMES = 6
 """Arrays of a volume's size in flight while one volume is transformed and written."""
 
@@ -133,6 +144,153 @@ def block_rows(n_voxels: int, memory_limit: int | None = None, device: str = "cp
     """Rows of masked voxels that the analysis holds at once, two blocks at a time."""
     budget = BLOCK_BYTES[device] if memory_limit is None else max(memory_limit // 8, 2**20)
     return max(1, budget // (8 * max(n_voxels, 1)))
+
+
+@dataclass(frozen=True)
+class ComponentsPlan:
+    """How components are found, and what that takes.
+
+    Attributes
+    ----------
+    solver
+        ``gram``: from the Gram matrix of the volumes; ``iteration``: from passes over them.
+    block_rows
+        Volumes whose masked voxels are held at once.
+    columns, isometric
+        Of the iteration's space; of the coordinates that are kept. 0 with ``gram``.
+    here_bytes, worker_bytes
+        Projected peaks of this process and of each worker, imports included.
+    disk_bytes
+        What is stored.
+    """
+
+    solver: str
+    block_rows: int
+    columns: int
+    isometric: int
+    here_bytes: int
+    worker_bytes: int
+    disk_bytes: int
+
+
+def plan_components(
+    n: int,
+    n_voxels: int,
+    n_components: int,
+    memory: int,
+    limited: bool = True,
+    n_workers: int = 1,
+    device: str = "cpu",
+    solver: str = "auto",
+) -> ComponentsPlan:
+    """How the components of n volumes are found within a memory.
+
+    By the Gram matrix, which gives every distance exactly, where it fits; else by passes over the
+    volumes.
+
+    Parameters
+    ----------
+    n, n_voxels, n_components
+        Volumes, voxels in the mask, components wanted.
+    memory
+        Bytes that each process may use.
+    limited
+        Whether that was asked for; else blocks have their usual size.
+    n_workers
+        Where there is one, it is this process.
+    device
+        Where blocks go.
+    solver
+        ``gram`` or ``iteration``, or ``auto`` for what fits.
+
+    Raises
+    ------
+    ResourceError
+        Where neither fits, with what would.
+    """
+    block = block_rows(n_voxels, memory if limited else None, device)
+    width = n_components + SPARE_COLUMNS
+    held = 0 if device != "cpu" else 2 * 4 * min(block, n) * n_voxels + 2 * CHUNK_BYTES
+    few = 8 * n_voxels * (3 * n_components + 3)
+    found = []
+    if solver in ("auto", "gram"):
+        gram = 8 * n * n + PANEL_BYTES + 8 * n * 16 * width
+        worker = IMPORT_BYTES + held + few + 8 * min(block, n) ** 2
+        here = IMPORT_BYTES + gram + few + (worker - IMPORT_BYTES if n_workers == 1 else 0)
+        disk = 8 * n * n + 4 * n_voxels * n_components
+        found.append(ComponentsPlan("gram", block, 0, 0, here, worker, disk))
+    if solver in ("auto", "iteration"):
+        least, most = n_components + 2 * width, 16 * width
+        fixed = 8 * n_voxels * (7 * width + 3) + 8 * n * ISOMETRIC_COLUMNS * 2
+        room = memory - IMPORT_BYTES - fixed - held
+        columns = max(least, min(most, room // (8 * n_voxels)))
+        isometric = min(ISOMETRIC_COLUMNS, columns, n)
+        worker = IMPORT_BYTES + held + 8 * n_voxels * max(2 * width + 3, isometric)
+        alone = worker - IMPORT_BYTES if n_workers == 1 else 0
+        here = IMPORT_BYTES + fixed + 8 * n_voxels * columns + min(alone, held)
+        disk = 4 * n_voxels * n_components + 4 * n * isometric
+        found.append(ComponentsPlan("iteration", block, columns, isometric, here, worker, disk))
+    for plan in found:
+        if max(plan.here_bytes, plan.worker_bytes) <= memory:
+            return plan
+    least_bytes = min(max(plan.here_bytes, plan.worker_bytes) for plan in found)
+    raise ResourceError(
+        f"Components of {n} volumes of {n_voxels} voxels need {least_bytes / GIB:.2f} GiB in one "
+        f"process; it may use {memory / GIB:.2f} GiB. Use --memory-limit "
+        f"{-(-least_bytes // 2**20)}MiB or more, fewer --components, or a smaller --box-size."
+    )
+
+
+@dataclass(frozen=True)
+class LinkagePlan:
+    """How volumes are joined, and what that takes.
+
+    Attributes
+    ----------
+    kind
+        ``distances``: of all pairs, in memory; ``vectors``: from coordinates (Ward, k-means,
+        HDBSCAN);
+        ``two-level``: micro-states first, then linkage of these.
+    micro_states
+        At most; 0 where there are none.
+    here_bytes
+        Projected peak of this process, imports included.
+    """
+
+    kind: str
+    micro_states: int
+    here_bytes: int
+
+
+def plan_linkage(n: int, method: str, memory: int) -> LinkagePlan:
+    """How n volumes are joined within a memory.
+
+    Raises
+    ------
+    ResourceError
+        Where not even their coordinates fit, with how many would.
+    """
+    distances = IMPORT_BYTES + 4 * n * n + 4 * PANEL_BYTES
+    if distances <= memory and method not in ("kmeans", "hdbscan"):
+        return LinkagePlan("distances", 0, distances)
+    coordinates = 8 * ISOMETRIC_COLUMNS
+    fixed = IMPORT_BYTES + 16 * PANEL_BYTES
+    if method in ("ward", "kmeans", "hdbscan"):
+        needed = fixed + 4 * n * coordinates
+        if needed <= memory:
+            return LinkagePlan("vectors", 0, needed)
+    else:
+        room = memory - fixed - 3 * n * coordinates
+        micro = min(n // 4, MICRO_STATES, isqrt(max(room, 0) // 32))
+        if micro >= 2:
+            needed = fixed + 3 * n * coordinates + 32 * micro**2
+            return LinkagePlan("two-level", micro, needed)
+    most = max((memory - fixed) // (4 * coordinates), 0)
+    raise ResourceError(
+        f"Linkage of {n} volumes needs {(fixed + 4 * n * coordinates) / GIB:.2f} GiB in this "
+        f"process; it may use {memory / GIB:.2f} GiB. Use --sketch-size {most} or less, or "
+        f"--memory-limit {-(-(fixed + 4 * n * coordinates) // 2**20)}MiB or more."
+    )
 
 
 def check_disk(needed_bytes: int, free_bytes: int, where: str) -> None:

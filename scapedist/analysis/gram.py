@@ -15,16 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from scapedist.backend import array_module, leading_eigenpairs, to_host
-from scapedist.plan import batches
+from scapedist.analysis.eigen import (
+    WHOLE,
+    block_krylov,
+    columns_for,
+    leading_eigenpairs,
+    random_block,
+    settle,
+)
+from scapedist.backend import array_module, to_host
+from scapedist.plan import CHUNK_BYTES, ISOMETRIC_COLUMNS, batches
 
 Reader = Callable[[int, int], Any]
 """Rows start..stop of the masked voxels, (stop - start, p) float32, of numpy or CuPy."""
 Run = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[tuple[int, Any]]]
 """Calls a function with what is shared and one task after the other, here or by workers: yields
 (task's number, result), in any order."""
-CHUNK_BYTES = 32 * 2**20
-"""Of the rows in float64 that a product takes at once."""
+DISTANCE_TOLERANCE, MOST_PRODUCTS = 1e-5, 8
+"""Of the directions of isometric coordinates, which need be no exact eigenvectors."""
 PARTIAL_SUMS = 32
 """Of components: fewer mean fewer workers, more mean more to send."""
 
@@ -35,7 +43,7 @@ def in_turn(work: Callable[[Any, Any], Any], shared: Any, tasks: Sequence[Any]) 
         yield number, work(shared, task)
 
 
-def _in_order(results: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+def in_order(results: Iterator[tuple[int, Any]]) -> Iterator[Any]:
     """Results in the order of their tasks: sums do not depend on who is done first."""
     waiting: dict[int, Any] = {}
     expected = 0
@@ -123,7 +131,7 @@ def gram_matrix(read: Reader, n: int, block_rows: int, run: Run = in_turn) -> Gr
     tiles = [(left, right) for i, left in enumerate(spans) for right in spans[i:]]
     matrix = np.empty((n, n))
     total = np.zeros_like(reference)
-    results = _in_order(run(_tile, (read, reference), tiles))
+    results = in_order(run(_tile, (read, reference), tiles))
     for ((a, b), (c, d)), (tile, sums) in zip(tiles, results, strict=True):
         matrix[a:b, c:d] = tile
         matrix[c:d, a:b] = tile.T
@@ -203,7 +211,7 @@ def fit_components(
         for a, b in batches(len(blocks), -(-len(blocks) // PARTIAL_SUMS))
     ]
     components = np.zeros((len(values), p))
-    for part in _in_order(run(_weighted_sum, (read, gram.mean), tasks)):
+    for part in in_order(run(_weighted_sum, (read, gram.mean), tasks)):
         components += part
     components /= np.sqrt(values)[:, None]
     signs = signs_of(components)
@@ -245,11 +253,32 @@ def principal_axes(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return variance, vectors * signs_of(vectors)[:, None]
 
 
-def isometric_coordinates(gram: Gram) -> np.ndarray:
-    """Coordinates (n, rank) float64 whose distances are the rows' distances."""
-    n = len(gram.matrix)
-    values, vectors = leading_eigenpairs(gram.matrix, n)
-    solid = values > np.trace(gram.matrix) * 1e-13
+def isometric_coordinates(
+    apply: Callable[[Any], Any], n: int, on_device: Callable[[np.ndarray], Any] = np.asarray
+) -> Any:
+    """Coordinates (n, k) float64 whose distances are the rows' distances.
+
+    Of up to ``WHOLE`` rows exactly, k their rank; of more in the ``ISOMETRIC_COLUMNS`` widest
+    directions.
+
+    Parameters
+    ----------
+    apply
+        Multiplies the Gram matrix with a block (n, b).
+    n
+        Rows.
+    on_device
+        Moves an array to where the product is made.
+    """
+    if n <= WHOLE:
+        values, vectors = leading_eigenpairs(apply(on_device(np.eye(n))), n)
+    else:
+        k = ISOMETRIC_COLUMNS
+        start = on_device(random_block(n, k))
+        pairs = block_krylov(apply, start, k, columns_for(k))
+        found = settle(pairs, k, DISTANCE_TOLERANCE, MOST_PRODUCTS)
+        values, vectors = found.values[:k], found.vectors(k)
+    solid = values > values.sum() * 1e-13
     return vectors[:, solid] * np.sqrt(values[solid])
 
 

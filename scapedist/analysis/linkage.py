@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
+from scapedist.analysis.sketch import lloyd
 from scapedist.backend import array_module, to_host
 from scapedist.errors import InputError
+from scapedist.plan import batches
 
 LINKAGES = ("average", "ward", "complete", "single")
 
 
 def link(squared_distances: np.ndarray, method: str = "average") -> np.ndarray:
-    """The merge tree of volumes: SciPy's on the CPU, our own on a GPU.
+    """The merge tree of volumes: fastcluster's on the CPU, our own on a GPU.
 
     Parameters
     ----------
-    squared_distances : (n, n) float64
-        Exact, from the Gram matrix; of numpy, or of CuPy, whose memory is used up.
+    squared_distances : (n, n) or (n (n - 1) / 2,) float64
+        Exact, from the Gram matrix; of all pairs, or of each once in the order of
+        :func:`scipy.spatial.distance.squareform`. The latter, and CuPy's, are used up.
     method
         ``average`` (the paper's), ``ward``, ``complete`` or ``single``.
 
@@ -29,15 +36,21 @@ def link(squared_distances: np.ndarray, method: str = "average") -> np.ndarray:
         raise InputError(f"A linkage is one of {', '.join(LINKAGES)}. It is {method!r}.")
     if array_module(squared_distances) is not np:
         return nearest_neighbor_chain(squared_distances, method)
-    from scipy.cluster import hierarchy  # where it is used: settings are checked before
-    from scipy.spatial.distance import squareform
+    import fastcluster  # where it is used: settings are checked before
 
-    distances = squareform(squared_distances, checks=False)
+    distances = squared_distances
+    if distances.ndim == 2:
+        from scipy.spatial.distance import squareform
+
+        distances = squareform(distances, checks=False)
     np.sqrt(distances, out=distances)
-    return hierarchy.linkage(distances, method)
+    tree: np.ndarray = fastcluster.linkage(distances, method, preserve_input=False)
+    return tree
 
 
-def nearest_neighbor_chain(squared: np.ndarray, method: str) -> np.ndarray:
+def nearest_neighbor_chain(
+    squared: np.ndarray, method: str, sizes: np.ndarray | None = None
+) -> np.ndarray:
     """The same by the nearest-neighbour chain, on any device, in place of the distances.
 
     A chain goes from a group to its nearest one, on to that one's nearest, and so on; distances
@@ -51,16 +64,20 @@ def nearest_neighbor_chain(squared: np.ndarray, method: str) -> np.ndarray:
         Squared distances, of numpy or CuPy; overwritten.
     method
         One of ``LINKAGES``.
+    sizes : (n,) int
+        Members of the groups that are joined; None for one each.
 
     Returns
     -------
     (n - 1, 4) float64
-        As SciPy's, of numpy; the same merges where no two distances are equal.
+        As SciPy's, of numpy; the same merges where no two distances are equal. The last column
+        counts groups, not their members.
     """
     xp, n = array_module(squared), len(squared)
     distances = squared if method == "ward" else np.sqrt(squared, out=squared)
     distances.reshape(-1)[:: n + 1] = np.inf
-    sizes, on_device = np.ones(n, np.int64), xp.ones(n)
+    sizes = np.ones(n, np.int64) if sizes is None else sizes.astype(np.int64)
+    on_device = xp.asarray(sizes.astype(np.float64))
     merges = np.empty((n - 1, 3))
     chain: list[int] = []
     links: list[float] = []
@@ -117,6 +134,147 @@ def _merged(
     return both / (on_device + (n_a + n_b))
 
 
+def ward_of_points(points: Any, product_bytes: int) -> np.ndarray:
+    """Ward's tree of points whose distances do not fit the memory, from the points alone.
+
+    In rounds: the nearest neighbour of each group is found by products of blocks of centers, all
+    groups that are each other's nearest are joined, and only who lost its neighbour, or is new,
+    looks again. A union is never nearer to a third group than both its parts were, so that these
+    are the merges of the greedy tree (Bruynooghe 1978; Murtagh 1983).
+
+    Parameters
+    ----------
+    points : (n, k) float
+        Of numpy or CuPy.
+    product_bytes
+        Of the distances that are held at once.
+
+    Returns
+    -------
+    (n - 1, 4) float64
+        As :func:`scipy.cluster.hierarchy.linkage` of the points; the same merges where no two
+        distances are equal.
+    """
+    xp, n = array_module(points), len(points)
+    centers = points.astype(np.float64)
+    centers -= centers.mean(0)
+    sizes, slots = np.ones(n), np.arange(n)  # slots: which point stands for the group
+    nearest, distance = _nearest_ward(xp, centers, sizes, np.arange(n), product_bytes)
+    merges = np.empty((0, 3))
+    while len(slots) > 1:
+        here = np.arange(len(slots))
+        mutual = np.flatnonzero((nearest[nearest] == here) & (here < nearest))
+        if not len(mutual):  # rounding: a circle of equal distances
+            mutual = np.array([distance.argmin()])
+        other = nearest[mutual]
+        found = np.column_stack([slots[mutual], slots[other], distance[mutual]])
+        merges = np.concatenate([merges, found])
+        united = sizes[mutual] + sizes[other]
+        share = xp.asarray(sizes[other] / united)[:, None]
+        centers[mutual] += share * (centers[other] - centers[mutual])
+        sizes[mutual] = united
+        changed = np.zeros(len(slots), bool)
+        changed[mutual] = changed[other] = True
+        again = changed | changed[nearest]
+        left = np.ones(len(slots), bool)
+        left[other] = False
+        moved = np.cumsum(left) - 1
+        centers, sizes, slots = centers[xp.asarray(left)], sizes[left], slots[left]
+        nearest, distance = moved[nearest[left]], distance[left]
+        looking = np.flatnonzero(again[left])
+        if len(slots) > 1:
+            nearest[looking], distance[looking] = _nearest_ward(
+                xp, centers, sizes, looking, product_bytes
+            )
+    merges[:, 2] = np.sqrt(merges[:, 2])
+    return _tree(merges)
+
+
+def _nearest_ward(
+    xp: Any, centers: Any, sizes: np.ndarray, rows: np.ndarray, product_bytes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest group (m,) of some groups (m,), and Ward's squared distance to it."""
+    weights, norms = xp.asarray(sizes), xp.square(centers).sum(1)
+    nearest, distance = np.empty(len(rows), np.int64), np.empty(len(rows))
+    for start, stop in batches(len(rows), max(1, product_bytes // (16 * len(centers)))):
+        some = xp.asarray(rows[start:stop])
+        squared = centers[some] @ (-2 * centers.T)
+        squared += norms[None, :]
+        squared += norms[some, None]
+        mine = weights[some, None]
+        squared *= weights[None, :]
+        squared /= mine + weights[None, :]
+        squared[xp.arange(len(some)), some] = np.inf
+        found = squared.argmin(1)
+        gaps = xp.square(centers[some] - centers[found]).sum(1)  # products lose digits
+        exact = 2 * weights[some] * weights[found] / (weights[some] + weights[found]) * gaps
+        nearest[start:stop], distance[start:stop] = to_host(found), to_host(exact)
+    return nearest, distance
+
+
+@dataclass(frozen=True)
+class TwoLevel:
+    """Linkage of many points by way of micro-states.
+
+    Attributes
+    ----------
+    micro : (n,) int32
+        The micro-state of each point.
+    tree : (m - 1, 4) float64
+        Of the micro-states.
+    """
+
+    micro: np.ndarray
+    tree: np.ndarray
+
+    def cut(self, n_states: int) -> np.ndarray:
+        """Labels (n,) int32 of n_states groups of points, numbered by their first member."""
+        return _in_order_of_first(cut(self.tree, n_states)[self.micro])
+
+
+def two_level(
+    points: np.ndarray,
+    method: str,
+    n_micro: int,
+    nearest: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]],
+    seed: int,
+) -> TwoLevel:
+    """Micro-states by k-means, then linkage of these, each with the weight of its points.
+
+    Two micro-states are as far apart, with ``average``, as the root mean square distance of their
+    points (what lies within them included); with other linkages, as their centers.
+
+    Parameters
+    ----------
+    points : (n, k) float
+    method
+        ``average``, ``complete``, ``single`` or ``ward``.
+    n_micro
+        Micro-states, at most.
+    nearest
+        Finds the center nearest to each point: distance and number.
+    seed
+        Of the k-means start.
+    """
+    rng = np.random.default_rng(seed)
+    start = points[np.sort(rng.choice(len(points), min(n_micro, len(points)), replace=False))]
+    _, groups = lloyd(points, start, nearest)
+    _, micro, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    centers = np.zeros((len(sizes), points.shape[1]))
+    np.add.at(centers, micro, points)
+    centers /= sizes[:, None]
+    within = np.bincount(micro, np.square(points - centers[micro]).sum(1)) / sizes
+    norms = np.square(centers).sum(1)
+    squared = norms[:, None] + norms[None, :] - 2 * centers @ centers.T
+    if method == "average":
+        squared += within[:, None] + within[None, :]
+    elif method == "ward":
+        squared *= 2 * sizes[:, None] * sizes[None, :] / (sizes[:, None] + sizes[None, :])
+    np.maximum(squared, 0, out=squared)
+    tree = nearest_neighbor_chain(squared, method, sizes)
+    return TwoLevel(micro.astype(np.int32), tree)
+
+
 def _tree(merges: np.ndarray) -> np.ndarray:
     """Merges (n - 1, 3) of one member each, and heights, as SciPy's tree (n - 1, 4)."""
     n = len(merges) + 1
@@ -156,6 +314,11 @@ def cut(tree: np.ndarray, n_states: int) -> np.ndarray:
         group[tree[step, :2].astype(np.int64)] = n + step
     for node in range(n + len(tree) - 1, -1, -1):  # parents have higher numbers than children
         group[node] = group[group[node]]
-    _, first, labels = np.unique(group[:n], return_index=True, return_inverse=True)
+    return _in_order_of_first(group[:n])
+
+
+def _in_order_of_first(groups: np.ndarray) -> np.ndarray:
+    """Labels (n,) int32 from 0 on, in the order in which groups first appear."""
+    _, first, labels = np.unique(groups, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))
     return rank[labels].astype(np.int32)

@@ -135,7 +135,7 @@ def _kmeans_sketch(
     """k-means groups and the particle of each group that is nearest to its center."""
     spread = size <= PLUSPLUS_LIMIT
     start = _draw_spread(points, size, rng) if spread else np.sort(_draw_uniform(points, size, rng))
-    centers, groups = _lloyd(points, points[start], nearest)
+    centers, groups = lloyd(points, points[start], nearest)
     distance = np.square(points - centers[groups]).sum(1)
     order = np.lexsort((distance, groups))
     present, first = np.unique(groups[order], return_index=True)
@@ -147,7 +147,7 @@ def _kmeans_sketch(
     return order[first], groups
 
 
-def _lloyd(
+def lloyd(
     points: np.ndarray, centers: np.ndarray, nearest: Nearest
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lloyd's iterations with a k-d tree over the centers: memory of order n + size.

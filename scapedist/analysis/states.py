@@ -18,7 +18,9 @@ def number_by_size(labels: np.ndarray, occupancy: np.ndarray) -> np.ndarray:
     return rank[labels]
 
 
-def medoids(labels: np.ndarray, occupancy: np.ndarray, squared_distances: np.ndarray) -> np.ndarray:
+def medoids(
+    labels: np.ndarray, occupancy: np.ndarray, blocks: Iterable[tuple[int, int, np.ndarray]]
+) -> np.ndarray:
     """Of each state, the volume with the least mean distance to the state's particles.
 
     Parameters
@@ -27,20 +29,22 @@ def medoids(labels: np.ndarray, occupancy: np.ndarray, squared_distances: np.nda
         States from 0 on.
     occupancy : (n,) int
         Particles that each volume stands for.
-    squared_distances : (n, n) float64
+    blocks
+        start, stop and squared distances (stop - start, n) float64 of consecutive volumes.
 
     Returns
     -------
     (n_states,) int64
         Positions in ``labels``.
     """
-    chosen = np.empty(labels.max() + 1, np.int64)
-    for state in range(len(chosen)):
-        members = np.flatnonzero(labels == state)
-        distances = squared_distances[np.ix_(members, members)]
-        np.sqrt(distances, out=distances)
-        chosen[state] = members[(distances @ occupancy[members]).argmin()]
-    return chosen
+    weights = np.zeros((len(labels), labels.max() + 1))
+    weights[np.arange(len(labels)), labels] = occupancy
+    total = np.empty(len(labels))
+    for start, stop, squared in blocks:
+        sums = np.sqrt(squared) @ weights
+        total[start:stop] = sums[np.arange(stop - start), labels[start:stop]]
+    order = np.lexsort((total, labels))  # the first of equals
+    return order[np.unique(labels[order], return_index=True)[1]]
 
 
 def weighted_moments(

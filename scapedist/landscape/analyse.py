@@ -1,4 +1,4 @@
-"""The stages that read volumes and write numbers and maps: mask, components, states."""
+"""The stages that read volumes and write numbers and maps: mask and components."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import zarr
 
-from scapedist.analysis import gram, linkage
+from scapedist.analysis import gram
 from scapedist.analysis import mask as masks
-from scapedist.analysis import states as grouping
-from scapedist.backend import leading_eigenpairs, one_numpy_thread
+from scapedist.analysis.eigen import leading_eigenpairs
+from scapedist.analysis.passes import MOST_PASSES, coordinates_of, principal_subspace
+from scapedist.backend import one_numpy_thread
 from scapedist.errors import InputError, RunError
 from scapedist.landscape import estimate
+from scapedist.landscape.distances import store_gram
 from scapedist.landscape.record import Recorded
 from scapedist.landscape.rows import READ_BYTES, StoredRows, forget_rows
-from scapedist.landscape.settings import MaskSettings, PcaSettings, StatesSettings
+from scapedist.landscape.settings import MaskSettings, PcaSettings
 from scapedist.output.maps import read_map, write_map
-from scapedist.output.selections import write_state_particles
-from scapedist.plan import batches, block_rows
+from scapedist.plan import ComponentsPlan, batches, plan_components
 from scapedist.store import BUILT_ON, GROUP, read_rows
 from scapedist.workers import Workers
 
@@ -32,8 +33,6 @@ N_PAIRS = 200
 TRAVERSED_COMPONENTS, TRAVERSAL_POINTS = 5, 10
 FEW_PRODUCTS = 3e10
 """Of voxels, for a Gram matrix that this process has sooner than workers."""
-LEAST_DENSE = 5
-"""Volumes of a dense group, at least; of many volumes a hundredth."""
 
 
 # -- mask
@@ -216,37 +215,40 @@ def pca(
     store, device = run.store, workers.device
     members = np.flatnonzero(included)
     rows = stored_rows(run, settings, members, device)
-    block = block_rows(rows.n_voxels, workers.memory_limit, device)
+    plan = plan_components(
+        len(members),
+        rows.n_voxels,
+        settings.components,
+        workers.memory,
+        workers.memory_limit is not None,
+        workers.n_workers,
+        device,
+        settings.solver,
+    )
+    block = plan.block_rows
     few = rows.n_voxels * len(members) ** 2 < FEW_PRODUCTS
     here = device == "cpu" and (few or len(members) <= block)  # a second's work
     compute: gram.Run = _on_one_thread if here else workers.run
-    product = gram.gram_matrix(rows, len(members), block, compute)
-    if not np.trace(product.matrix) > 1e-24 * len(members) * (product.mean @ product.mean):
-        raise RunError(
-            "Components need volumes that differ. These are all the same inside the mask. "
-            "Check the latents, or choose another mask."
-        )
-    begin()
-    for name in (*BUILT_ON, "axes"):  # of other components
-        store.delete(name)
-    store.write("components/gram", product.matrix, ("included", "included_"))
-    fitted = gram.fit_components(
-        product, rows, block, settings.components, compute, _eigenpairs_by(run, workers)
-    )
+    if plan.solver == "gram":
+        fitted, norms = _by_gram(run, settings, rows, members, block, compute, workers, begin)
+        how: dict[str, Any] = {}
+    else:
+        fitted, norms, how = _by_passes(run, settings, rows, members, plan, compute, begin)
     n, r = len(included), len(fitted.variance)
-    coordinates, norms = np.empty((n, r)), np.empty(n)
-    coordinates[members], norms[members] = fitted.coordinates, np.diag(product.matrix)
+    coordinates, all_norms = np.empty((n, r)), np.empty(n)
+    coordinates[members], all_norms[members] = fitted.coordinates, norms
     left_out = np.flatnonzero(~included)
     for start, stop in batches(len(left_out), block):
         some = left_out[start:stop]
         voxels = rows.of(rows.main, some) - fitted.mean
-        coordinates[some], norms[some] = voxels @ fitted.vectors.T, np.square(voxels).sum(1)
-    residual = np.maximum(norms - np.square(coordinates).sum(1), 0)
+        coordinates[some], all_norms[some] = voxels @ fitted.vectors.T, np.square(voxels).sum(1)
+    residual = np.maximum(all_norms - np.square(coordinates).sum(1), 0)
     store.write("components/mean", fitted.mean, ("voxel",))
     store.write("components/vectors", fitted.vectors.astype(np.float32), ("component", "voxel"))
     store.write("components/variance", fitted.variance, ("component",))
     store.write("components/variance_ratio", fitted.variance_ratio, ("component",))
     store.write("components/included", included, ("volume",))
+    store.write("components/squared_norm", norms, ("included",))
     store.write("sketch/coordinates", coordinates, ("volume", "component"))
     store.write("sketch/residual", residual, ("volume",))
     forget_rows()
@@ -256,7 +258,84 @@ def pca(
         "volumes": len(members),
         "variance_explained": round(float(fitted.variance_ratio.sum()), 6),
         "block_rows": block,
+        "solver": plan.solver,
+        **how,
     }
+
+
+def _begin_components(run: Recorded, begin: Begin, scatter: float, n: int, mean: Any) -> None:
+    """Withdraw what builds on other components, once it is sure that there will be some."""
+    if not scatter > 1e-24 * n * (mean @ mean):
+        raise RunError(
+            "Components need volumes that differ. These are all the same inside the mask. "
+            "Check the latents, or choose another mask."
+        )
+    begin()
+    for name in (*BUILT_ON, "axes", "components"):
+        run.store.delete(name)
+
+
+def _by_gram(
+    run: Recorded,
+    settings: PcaSettings,
+    rows: StoredRows,
+    members: np.ndarray,
+    block: int,
+    compute: gram.Run,
+    workers: Workers,
+    begin: Begin,
+) -> tuple[gram.Components, np.ndarray]:
+    """Components and squared norms (n,) from the Gram matrix, which is stored."""
+    product = gram.gram_matrix(rows, len(members), block, compute)
+    norms = product.matrix.diagonal().copy()
+    _begin_components(run, begin, float(norms.sum()), len(members), product.mean)
+    store_gram(run.store, product.matrix)
+    fitted = gram.fit_components(
+        product, rows, block, settings.components, compute, _eigenpairs_by(run, workers)
+    )
+    return fitted, norms
+
+
+def _by_passes(
+    run: Recorded,
+    settings: PcaSettings,
+    rows: StoredRows,
+    members: np.ndarray,
+    plan: ComponentsPlan,
+    compute: gram.Run,
+    begin: Begin,
+) -> tuple[gram.Components, np.ndarray, dict[str, Any]]:
+    """The same from passes over the volumes; what the isometric coordinates hold is recorded."""
+    n = len(members)
+
+    def told(passes: int, _: Any) -> None:
+        run.progress("finding components, passes", passes, MOST_PASSES)
+
+    found = principal_subspace(
+        rows, n, settings.components, plan.block_rows, plan.columns, compute, after_pass=told
+    )
+    scatter = found.total_variance * (n - 1)
+    _begin_components(run, begin, scatter, n, found.mean)
+    vectors = found.vectors[: max(plan.isometric, settings.components)]
+    every, norms = coordinates_of(rows, n, plan.block_rows, found.mean, vectors, compute)
+    isometric = every[:, : plan.isometric].astype(np.float32)
+    run.store.write("components/isometric", isometric, ("included", "direction"))
+    r = min(settings.components, len(vectors))
+    fitted = gram.Components(
+        mean=found.mean,
+        vectors=vectors[:r],
+        variance=found.variance[:r],
+        variance_ratio=found.variance[:r] / found.total_variance,
+        coordinates=every[:, :r],
+    )
+    how = {
+        "passes": found.passes,
+        "settled": found.settled,
+        "largest_residual": float(found.residuals[:r].max()),
+        "isometric_directions": isometric.shape[1],
+        "isometric_variance": float(np.square(isometric.astype(np.float64)).sum() / norms.sum()),
+    }
+    return fitted, norms, how
 
 
 def _on_one_thread(work: Any, shared: Any, tasks: Any) -> Iterator[tuple[int, Any]]:
@@ -309,103 +388,3 @@ def volume_of(run: Recorded, row: int) -> np.ndarray:
         return read_rows(run.store.array("volumes/0"), slice(row, row + 1))[0].astype(np.float32)
     voxels = read_rows(run.store.array("volumes/masked"), slice(row, row + 1))
     return masks.to_volume(voxels, run.store.read("mask"))[0]
-
-
-# -- states
-
-
-def states(
-    run: Recorded, settings: StatesSettings, workers: Workers, begin: Begin
-) -> dict[str, Any]:
-    """Write ``states/``, maps and particle lists of each state."""
-    store = run.store
-    included = store.read("components/included")
-    members = np.flatnonzero(included)
-    product = gram.Gram(store.read("components/gram"), store.read("components/mean"))
-    occupancy = store.read("sketch/occupancy")
-    distances = product.squared_distances
-    if settings.states > len(members):
-        raise InputError(
-            f"There are at most as many states as volumes, {len(members)}. {settings.states} "
-            f"were asked for. Use --states {len(members)} or less."
-        )
-    near, on_gpu = estimate.one_of(workers), workers.device != "cpu"
-    # a GPU's worker reads the matrix itself; here it is in memory
-    source = estimate.StoredGram(_group_path(run), workers.device) if on_gpu else product
-    tree = None
-    if settings.linkage == "hdbscan":
-        labels = near.call(estimate.hdbscan, source, max(LEAST_DENSE, len(members) // 100))
-        if labels.max() < 0:
-            raise InputError(
-                "HDBSCAN found no dense groups among these volumes. Use --linkage average."
-            )
-        dense = labels >= 0
-        members, labels = members[dense], labels[dense]
-        distances = distances[np.ix_(dense, dense)]
-    elif settings.linkage == "kmeans":
-        labels = near.call(estimate.kmeans, source, settings.states, settings.seed)
-    else:
-        tree = near.call(estimate.link, source if on_gpu else distances, settings.linkage)
-        labels = linkage.cut(tree, settings.states)
-    begin()
-    store.delete("states/linkage")
-    if tree is not None:
-        store.write("states/linkage", tree, ("merge", "column"))
-    labels = grouping.number_by_size(labels, occupancy[members])
-    medoid = members[grouping.medoids(labels, occupancy[members], distances)]
-    every = np.full(len(included), -1, np.int32)
-    every[members] = labels
-    n_states = int(labels.max()) + 1
-    store.write("states/label", every, ("volume",))
-    n_volumes = np.bincount(labels, minlength=n_states)
-    n_particles = np.bincount(labels, occupancy[members], n_states).astype(np.int64)
-    store.write("states/n_volumes", n_volumes, ("state",))
-    store.write("states/n_particles", n_particles, ("state",))
-    store.write("states/medoid", medoid, ("state",))
-    if included.all():
-        store.write("states/base_label", every, ("volume",))
-    _write_state_maps(run, every, occupancy, medoid)
-    assignment = store.read("sketch/assignment")
-    of_particles = np.where(assignment >= 0, every[assignment], -1)
-    write_state_particles(run.directory / "states", of_particles, run.model.stack_indices)
-    return {"states": n_states, "n_particles": n_particles.tolist()}
-
-
-def _write_state_maps(
-    run: Recorded, labels: np.ndarray, occupancy: np.ndarray, medoid: np.ndarray
-) -> None:
-    """Occupancy-weighted mean and standard deviation of each state, as arrays and as maps."""
-    store, pixel_size = run.store, run.store.source["pixel_size_angstroms"]
-    box_size, n_states = store.source["box_size"], len(medoid)
-    directory = run.directory / "maps" / "states"
-    shutil.rmtree(directory, ignore_errors=True)
-    shape = (n_states, *(box_size,) * 3)
-    arrays = {
-        kind: store.create(
-            f"states/{kind}", shape, "float32", ("state", "z", "y", "x"), (1, *shape[1:]), True
-        )
-        for kind in ("mean", "std")
-    }
-    weights = store.read("mask")
-    for state in range(n_states):
-        rows = np.flatnonzero(labels == state)
-        moments = grouping.weighted_moments(
-            _volume_blocks(run, rows, weights), occupancy[rows].astype(np.float64)
-        )
-        for kind, moment in zip(("mean", "std"), moments, strict=True):
-            arrays[kind][state] = moment
-            write_map(directory / f"state_{state:03d}_{kind}.mrc", moment, pixel_size)
-        write_map(
-            directory / f"state_{state:03d}_medoid.mrc", volume_of(run, medoid[state]), pixel_size
-        )
-        run.progress("states", state + 1, n_states)
-
-
-def _volume_blocks(run: Recorded, rows: np.ndarray, weights: np.ndarray) -> Iterator[np.ndarray]:
-    """Blocks (m, d, d, d) of the volumes of some rows."""
-    masked = "volumes/masked" in run.store
-    array = run.store.array("volumes/masked" if masked else "volumes/0")
-    size = max(1, READ_BYTES // int(np.prod(weights.shape) * 4))
-    for start, stop in batches(len(rows), size):
-        block = read_rows(array, rows[start:stop])
-        yield masks.to_volume(block, weights) if masked else block

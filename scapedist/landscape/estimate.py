@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
 
 from scapedist import backend
 from scapedist.analysis import gram, linkage
+from scapedist.analysis.eigen import leading_eigenpairs
 from scapedist.analysis.embedding import Ridge, fit_ridge
 from scapedist.analysis.sketch import Sketch, make_sketch
 from scapedist.errors import ResourceError
+from scapedist.plan import batches
 from scapedist.store import read_rows
 from scapedist.workers import Serial, Workers
 
@@ -39,15 +41,45 @@ class StoredGram:
         matrix = read_rows(zarr.open_array(f"{self.group_path}/components/gram", mode="r"))
         return gram.Gram(backend.to_device(matrix, self.device), np.zeros(0))
 
+    def apply(self, block: np.ndarray) -> np.ndarray:
+        """The matrix times a block (n, b) float64, some of its rows at a time, on the CPU."""
+        array = zarr.open_array(f"{self.group_path}/components/gram", mode="r")
+        product = np.empty_like(block)
+        for start, stop in batches(len(block), array.chunks[0]):
+            product[start:stop] = read_rows(array, slice(start, stop)) @ block
+        return product
+
 
 def eigenpairs(stored: StoredGram, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The n largest eigenvalues, descending, and eigenvectors."""
-    values, vectors = backend.leading_eigenpairs(stored.read().matrix, n)
+    values, vectors = leading_eigenpairs(stored.read().matrix, n)
     return backend.to_host(values), backend.to_host(vectors)
 
 
-def _gram_of(source: StoredGram | gram.Gram) -> gram.Gram:
-    return source.read() if isinstance(source, StoredGram) else source
+@dataclass(frozen=True)
+class StoredPoints:
+    """Coordinates whose distances are those of a run's volumes.
+
+    Attributes
+    ----------
+    group_path, device
+        As for :class:`StoredGram`.
+    """
+
+    group_path: str
+    device: str
+
+    def read(self) -> Any:
+        """The coordinates (n, k) float64 on the device; from the Gram matrix, where that is."""
+        group = zarr.open_group(self.group_path, mode="r")
+        if "components/gram" in group:
+            stored = StoredGram(self.group_path, self.device)
+            n = cast(zarr.Array, group["components/gram"]).shape[0]
+            apply = stored.read().matrix.__matmul__ if self.device != "cpu" else stored.apply
+            to_device = partial(backend.to_device, device=self.device)
+            return gram.isometric_coordinates(apply, n, to_device)
+        found = read_rows(zarr.open_array(f"{self.group_path}/components/isometric", mode="r"))
+        return backend.to_device(found.astype(np.float64), self.device)
 
 
 def link(source: StoredGram | np.ndarray, method: str) -> np.ndarray:
@@ -56,7 +88,7 @@ def link(source: StoredGram | np.ndarray, method: str) -> np.ndarray:
     Parameters
     ----------
     source
-        Squared distances (n, n), or the Gram matrix that a GPU makes them from.
+        Squared distances, or the Gram matrix that a GPU makes them from.
     method
 
     Raises
@@ -75,16 +107,19 @@ def link(source: StoredGram | np.ndarray, method: str) -> np.ndarray:
         ) from None
 
 
-def kmeans(source: StoredGram | gram.Gram, n_states: int, seed: int) -> np.ndarray:
+def ward(stored: StoredPoints, product_bytes: int) -> np.ndarray:
+    """Ward's tree of the volumes from their coordinates."""
+    return linkage.ward_of_points(stored.read(), product_bytes)
+
+
+def kmeans(stored: StoredPoints, n_states: int, seed: int) -> np.ndarray:
     """Groups (n,) int32 of the volumes by k-means on their isometric coordinates."""
-    points: Any = gram.isometric_coordinates(_gram_of(source))
-    return backend.kmeans(points, n_states, seed, 300, n_starts=10)[1]
+    return backend.kmeans(stored.read(), n_states, seed, 300, n_starts=10)[1]
 
 
-def hdbscan(source: StoredGram | gram.Gram, least: int) -> np.ndarray:
+def hdbscan(stored: StoredPoints, least: int) -> np.ndarray:
     """Dense groups (n,) int32 of at least some volumes, -1 for volumes in none, by HDBSCAN."""
-    points: Any = gram.isometric_coordinates(_gram_of(source))
-    return backend.hdbscan(points, least)
+    return backend.hdbscan(stored.read(), least)
 
 
 # -- the same of arrays that are sent

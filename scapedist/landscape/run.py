@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scapedist.errors import RunError
-from scapedist.landscape import analyse, generate
+from scapedist.landscape import analyse, generate, grouping
 from scapedist.landscape.record import Progress, Recorded, hash_file
 from scapedist.landscape.settings import (
     EmbedSettings,
@@ -194,7 +194,7 @@ class Run(Recorded):
             "states",
             settings,
             {},
-            lambda begin: analyse.states(self, settings, workers or Serial(), begin),
+            lambda begin: grouping.states(self, settings, workers or Serial(), begin),
         )
         with self.store.lock(), disk_errors(self.directory):
             self._place()

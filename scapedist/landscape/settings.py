@@ -147,6 +147,9 @@ class PcaSettings:
     ----------
     components
         Number of components.
+    solver
+        ``gram``: from the matrix of the volumes' inner products; ``iteration``: from passes over
+        the volumes; ``auto``: the former where it fits the memory.
     clip_negative, soft_mask
         cryoDRGN's habits: density below zero set to zero; voxels weighted by the mask.
     exclude_states
@@ -154,12 +157,14 @@ class PcaSettings:
     """
 
     components: int = 20
+    solver: str = "auto"
     clip_negative: bool = False
     soft_mask: bool = False
     exclude_states: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least("There is a component or more", self.components, 1, "--components")
+        _one_of("A solver", self.solver, ("auto", "gram", "iteration"))
 
 
 @dataclass(frozen=True)

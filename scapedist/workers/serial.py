@@ -12,6 +12,8 @@ from typing import Any
 from scapedist.backend import one_numpy_thread, out_of_memory
 from scapedist.errors import ResourceError
 
+MEMORY_SHARE = 0.75
+"""Of the machine's memory, that a process takes where no limit is given."""
 Task = Any
 Work = Callable[[Any, Task], Any]
 
@@ -34,6 +36,11 @@ class Serial:
 
     def __init__(self, device: str = "cpu", memory_limit: int | None = None) -> None:
         self.device, self.memory_limit = device, memory_limit
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a process may use: the limit, or most of what this machine has."""
+        return self.memory_limit or int(MEMORY_SHARE * available_memory())
 
     def begin(self) -> None:
         """Have the workers ready soon; without it they start when they are first needed."""
@@ -90,6 +97,15 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process can have: the machine's, or its control group's limit."""
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            size = min(size, int(Path("/sys/fs/cgroup", name).read_text()))
+    return size
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Linkage and cutting against scikit-learn's and SciPy's own."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -8,7 +10,8 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
 from scapedist.analysis.gram import gram_matrix
-from scapedist.analysis.linkage import LINKAGES, cut, link
+from scapedist.analysis.linkage import LINKAGES, cut, link, two_level, ward_of_points
+from scapedist.backend import nearest_by_products
 from scapedist.errors import InputError
 
 N = 60
@@ -98,3 +101,78 @@ def test_impossible_numbers(n_states):
 def test_an_unknown_method():
     with pytest.raises(InputError, match="average, ward, complete, single. It is 'centroid'"):
         link(np.zeros((3, 3)), "centroid")
+
+
+# -- many volumes
+
+
+def grouped(n, k=6, seed=3):
+    """Points (n, 8) in k groups, and their groups."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, k, n)
+    return (rng.normal(size=(k, 8)) * 6)[group] + rng.normal(size=(n, 8)), group
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 61, 700])
+def test_ward_from_points_is_scipys(n):
+    points = grouped(n)[0] + 100
+    tree, exact = ward_of_points(points, 2**16), linkage(points, "ward")
+    np.testing.assert_array_equal(tree[:, [0, 1, 3]], exact[:, [0, 1, 3]])
+    np.testing.assert_allclose(tree[:, 2], exact[:, 2], rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        np.stack(np.meshgrid(range(6), range(6)), -1).reshape(-1, 2) * 1.0,
+        np.repeat(grouped(9)[0], 4, axis=0),
+        np.zeros((20, 3)),
+        np.cumsum(np.arange(300.0))[:, None],
+    ],
+    ids=["grid", "duplicates", "all alike", "chain"],
+)
+def test_ward_from_points_that_tie(points):
+    """Where distances are equal the merges may differ, but it ends, and no state gets lost."""
+    tree = ward_of_points(points, 2**16)
+    assert np.array_equal(np.sort(tree[:, :2].ravel()), np.arange(2 * len(points) - 2))
+    assert tree[-1, 3] == len(points)
+    assert (np.diff(tree[:, 2]) >= 0).all()
+    for n_states in (1, 2, len(points)):
+        assert len(set(cut(tree, n_states))) == n_states
+
+
+def test_ward_holds_no_matrix_of_all_pairs():
+    points = grouped(3000)[0]
+    tracemalloc.start()
+    ward_of_points(points, 2**20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20  # of the distances alone, float64 has 69 MiB
+
+
+@pytest.mark.parametrize("method", LINKAGES)
+def test_two_levels_find_the_groups(method):
+    points, group = grouped(900)
+    both = two_level(points, method, 120, nearest_by_products, seed=0)
+    assert both.micro.shape == (900,)
+    assert len(both.tree) == both.micro.max()
+    labels = both.cut(6)
+    assert adjusted_rand_score(labels, group) > 0.99
+    assert labels[0] == 0  # numbered by their first member
+
+
+@pytest.mark.parametrize("method", ["average", "ward"])
+def test_with_a_micro_state_a_point_two_levels_are_one(method):
+    points, _ = grouped(80)
+    both = two_level(points, method, 80, nearest_by_products, seed=0)
+    exact = cut(link(cdist(points, points, "sqeuclidean"), method), 7)
+    assert adjusted_rand_score(both.cut(7), exact) == 1
+
+
+def test_micro_states_weigh_as_many_points_as_they_hold():
+    """Average linkage of groups of a thousand and of one: the mean is over points."""
+    places, sizes = np.array([0.0, 1.0, 1.9]), [1000, 1, 1]
+    points = np.repeat(places, sizes)[:, None]
+    weighed = two_level(points, "average", len(points), nearest_by_products, 0)
+    exact = link(cdist(points, points, "sqeuclidean"), "average")
+    np.testing.assert_allclose(weighed.tree[-1, 2], exact[-1, 2])

@@ -78,8 +78,8 @@ def test_a_kmeans_sketch_has_the_particle_nearest_to_each_center(latents, monkey
         ends["centers"], ends["groups"] = lloyd(points, start, nearest)
         return ends["centers"], ends["groups"]
 
-    lloyd = module._lloyd
-    monkeypatch.setattr(module, "_lloyd", recorded)
+    lloyd = module.lloyd
+    monkeypatch.setattr(module, "lloyd", recorded)
     some = latents[:4000]
     made = make_sketch(some, 60, "kmeans", 0)
     distances = cdist(some.astype(np.float64), ends["centers"])

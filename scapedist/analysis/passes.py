@@ -1,0 +1,207 @@
+"""Principal components of rows that are never held together: a pass over them is a product.
+
+For sketches whose Gram matrix is too large, and for all particles of a dataset, whose volumes are
+decoded in every pass and never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scapedist.analysis.eigen import Pairs, block_krylov, random_block
+from scapedist.analysis.gram import (
+    PARTIAL_SUMS,
+    Reader,
+    Run,
+    in_order,
+    in_turn,
+    signs_of,
+)
+from scapedist.backend import array_module, to_host
+from scapedist.plan import CHUNK_BYTES, batches
+
+MOST_PASSES = 30
+"""Passes after which an iteration ends that is not settled."""
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """Leading principal directions of rows.
+
+    Attributes
+    ----------
+    mean : (p,) float64
+    vectors : (m, p) float64
+        Orthonormal rows, widest first; the entry of largest magnitude of each is positive.
+    variance : (m,) float64
+        With n - 1 degrees of freedom.
+    total_variance
+        Of all directions.
+    residuals : (m,) float64
+        How far each is from a principal direction: the norm of what is missed of its image under
+        the covariance, over its variance.
+    passes
+        Times that the rows were read.
+    settled
+        Whether the leading ones that were asked for are.
+    """
+
+    mean: np.ndarray
+    vectors: np.ndarray
+    variance: np.ndarray
+    total_variance: float
+    residuals: np.ndarray
+    passes: int
+    settled: bool
+
+
+def principal_subspace(
+    read: Reader,
+    n: int,
+    n_components: int,
+    block_rows: int,
+    most_columns: int,
+    run: Run = in_turn,
+    start: np.ndarray | None = None,
+    most_passes: int = MOST_PASSES,
+    after_pass: Callable[[int, Pairs], None] | None = None,
+) -> Subspace:
+    """Leading principal directions by block Krylov iteration: exact to rounding once settled.
+
+    Parameters
+    ----------
+    read
+        Reads rows, wherever ``run`` computes.
+    n
+        Rows in all.
+    n_components
+        Directions that are to settle; more are given, as far as the iteration has found them.
+    block_rows
+        Rows that are read at once.
+    most_columns
+        Of the iteration's space, each of p numbers.
+    run
+        Computes the parts of a pass.
+    start : (k, p) float
+        Directions to begin with, such as a sketch's components.
+    most_passes
+        Passes after which it ends in any case.
+    after_pass
+        Told the number of each pass and what is known after it.
+    """
+    spans = batches(n, block_rows)
+    tasks = [spans[a:b] for a, b in batches(len(spans), -(-len(spans) // PARTIAL_SUMS))]
+    ((_, center),) = run(_mean_of_span, read, spans[:1])
+    scale = 0.0
+
+    def apply(block: np.ndarray) -> np.ndarray:
+        """The scatter matrix times a block, from one pass; the first finds the mean as well."""
+        nonlocal center, scale
+        product, sums = np.zeros(block.shape), np.zeros(len(center))
+        squares = 0.0
+        for part in in_order(run(_scatter_product, (read, center, block), tasks)):
+            product += part[0]
+            sums += part[1]
+            squares += part[2]
+        shift = sums / n
+        product -= n * np.outer(shift, shift @ block)
+        scale = squares - n * float(shift @ shift)
+        center = center + shift
+        return product
+
+    first = random_block(len(center), n_components)
+    if start is not None:
+        first[:, : len(start)] = start.T[:, : first.shape[1]]
+    settled, found = False, None
+    for found in block_krylov(apply, first, n_components, most_columns):
+        wanted = min(n_components, len(found.values))
+        settled = len(found.values) >= min(n_components, n - 1) and found.settled(wanted)
+        if after_pass is not None:
+            after_pass(found.products, found)
+        if settled or found.products == most_passes:
+            break
+    assert found is not None
+    solid = int((found.values > 1e-13 * max(scale, np.finfo(float).tiny)).sum())
+    kept = min(solid, n - 1)
+    vectors = found.vectors(kept).T
+    signs = signs_of(vectors)
+    vectors *= signs[:, None]
+    return Subspace(
+        mean=center,
+        vectors=vectors,
+        variance=found.values[:kept] / (n - 1),
+        total_variance=scale / (n - 1),
+        residuals=found.residuals[:kept] / np.maximum(found.values[:kept], np.finfo(float).tiny),
+        passes=found.products,
+        settled=settled or kept < n_components,
+    )
+
+
+def _mean_of_span(read: Reader, span: Span) -> np.ndarray:
+    return to_host(read(*span).mean(0, dtype=np.float64))
+
+
+def _scatter_product(
+    shared: tuple[Reader, np.ndarray, np.ndarray], spans: list[Span]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """What some rows, minus a center, add to the scatter matrix times a block; sums, squares."""
+    read, center, block = shared
+    product: Any = None
+    squares = 0.0
+    for a, b in spans:
+        rows = read(a, b)
+        if product is None:
+            xp = array_module(rows)
+            middle, right = xp.asarray(center), xp.asarray(block)
+            product, sums = xp.zeros(block.shape), xp.zeros(len(center))
+        for start, stop in batches(len(rows), max(1, CHUNK_BYTES // (8 * len(center)))):
+            some = rows[start:stop] - middle
+            product += some.T @ (some @ right)
+            sums += some.sum(0)
+            squares += float(xp.vdot(some, some))
+    return to_host(product), to_host(sums), squares
+
+
+def coordinates_of(
+    read: Reader,
+    n: int,
+    block_rows: int,
+    mean: np.ndarray,
+    vectors: np.ndarray,
+    run: Run = in_turn,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (n, m) float64 of rows on orthonormal vectors (m, p), and squared norms (n,).
+
+    Parameters
+    ----------
+    read, n, block_rows, run
+        As for :func:`principal_subspace`.
+    mean : (p,) float64
+    vectors : (m, p) float64
+    """
+    coordinates, norms = np.empty((n, len(vectors))), np.empty(n)
+    spans = batches(n, block_rows)
+    for number, found in run(_coordinates_of_span, (read, mean, vectors), spans):
+        start, stop = spans[number]
+        coordinates[start:stop], norms[start:stop] = found
+    return coordinates, norms
+
+
+def _coordinates_of_span(
+    shared: tuple[Reader, np.ndarray, np.ndarray], span: Span
+) -> tuple[np.ndarray, np.ndarray]:
+    read, mean, vectors = shared
+    rows = read(*span)
+    xp = array_module(rows)
+    middle, right = xp.asarray(mean), xp.asarray(vectors).T
+    coordinates, norms = xp.empty((len(rows), len(vectors))), xp.empty(len(rows))
+    for start, stop in batches(len(rows), max(1, CHUNK_BYTES // (8 * len(mean)))):
+        some = rows[start:stop] - middle
+        coordinates[start:stop] = some @ right
+        norms[start:stop] = xp.einsum("ij,ij->i", some, some)
+    return to_host(coordinates), to_host(norms)
