@@ -8,8 +8,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?= --size small
-BENCHMARKS ?= benchmarks/decode.py benchmarks/whole_run.py benchmarks/memory.py benchmarks/truth.py \
-	benchmarks/embedding.py benchmarks/scaling.py
+BENCHMARKS ?= benchmarks/decode.py benchmarks/whole_run.py benchmarks/landscape_full.py \
+	benchmarks/memory.py benchmarks/truth.py benchmarks/embedding.py benchmarks/scaling.py \
+	benchmarks/store.py benchmarks/pca.py
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -24,7 +25,8 @@ help:
 	@echo "make demo     the whole job on the bundled model; says where the report lies"
 	@echo "make test     the tests (PYTEST_ARGS='-k mask' passes options on)"
 	@echo "make lint     ruff: format and rules        make types   mypy"
-	@echo "make format   let ruff mend what it can     make bench   the benchmarks, at small size"
+	@echo "make format   let ruff mend what it can     make bench   the benchmarks, at small size,"
+	@echo "              and benchmarks/RESULTS.md (BENCH_ARGS='--size full')"
 	@echo "make clean    remove caches and builds; the environment and the runs stay"
 
 $(VENV)/pyvenv.cfg:
@@ -64,8 +66,10 @@ format: $(TESTING)
 
 bench: $(TESTING)
 	@for script in $(BENCHMARKS); do \
-	  echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS) || exit 1; \
+	  echo "== $$script"; results=benchmarks/results/$$(basename $$script .py).json; \
+	  $(BIN)/python $$script $(BENCH_ARGS) --output $$results || exit 1; \
 	done
+	@$(BIN)/python benchmarks/results.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

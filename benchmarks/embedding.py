@@ -30,9 +30,8 @@ from scapedist.analysis.crosscheck import agreement
 from scapedist.analysis.embedding import Calibration, FieldModel
 from scapedist.analysis.project import ReducedMap
 from scapedist.landscape import Run
-from scapedist.landscape.batches import VolumeSource, field_of
+from scapedist.landscape.batches import VolumeSource, field_of, spread_evenly
 from scapedist.landscape.embedder import Embedder
-from scapedist.landscape.generate import spread_evenly
 from scapedist.landscape.projection import exact_batch, reduced_batch
 from scapedist.workers import open_workers
 

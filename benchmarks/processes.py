@@ -1,8 +1,9 @@
-"""Time and memory of a command and all processes that it starts."""
+"""Time and memory of a command and all processes that it starts; disk of what it left."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import threading
 import time
@@ -24,11 +25,18 @@ class Measured:
     peak_bytes
         Largest sum over its processes, at one moment, of their proportional set sizes: memory
         that processes share is counted once.
+    largest_bytes
+        Largest proportional set size of any one of its processes.
+    others_seconds
+        CPU time that the machine spent meanwhile on anything else (Linux): where it is not small
+        next to ``seconds``, the command shared the cores, and its times say little.
     """
 
     seconds: float
     cpu_seconds: float
     peak_bytes: int
+    largest_bytes: int
+    others_seconds: float
 
 
 def measure(command: Sequence[str], interval_seconds: float = 0.1) -> Measured:
@@ -36,37 +44,52 @@ def measure(command: Sequence[str], interval_seconds: float = 0.1) -> Measured:
     import resource
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), _busy_seconds()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    peak, done = 0, threading.Event()
+    peak, largest, done = 0, 0, threading.Event()
 
     def watch() -> None:
-        nonlocal peak
+        nonlocal peak, largest
         while not done.wait(interval_seconds):
-            peak = max(peak, tree_bytes(process.pid))
+            sizes = tree_bytes(process.pid)
+            peak, largest = max(peak, sum(sizes)), max(largest, *sizes)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     _, stderr = process.communicate()
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, _busy_seconds() - busy
     done.set()
     watcher.join()
     if process.returncode:
         raise RuntimeError(f"{command[0]} failed: {stderr.decode()[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-    return Measured(seconds, cpu, peak)
+    return Measured(seconds, cpu, peak, largest, max(busy - cpu, 0.0))
 
 
-def tree_bytes(pid: int) -> int:
-    """Sum of the proportional set sizes of a process and its descendants, bytes (Linux)."""
-    total = 0
-    for member in _tree(pid):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{member}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) * 1024
-    return total
+def tree_bytes(pid: int) -> list[int]:
+    """Proportional set sizes of a process and its descendants, bytes (Linux); 0 once it ended."""
+    return [_bytes(member) for member in _tree(pid)]
+
+
+def disk_bytes(directory: Path) -> int:
+    """Sum of the sizes of all files under a directory; a link counts for itself."""
+    return sum(path.lstat().st_size for path in directory.rglob("*") if not path.is_dir())
+
+
+def _busy_seconds() -> float:
+    """CPU time of all cores since the machine started."""
+    fields = Path("/proc/stat").read_text().split()[1:8]  # waiting is the fourth and fifth
+    user, nice, system, _, _, *interrupts = map(int, fields)
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
+def _bytes(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _tree(pid: int) -> list[int]:

@@ -69,6 +69,10 @@ StoreKind = Annotated[
 StoreDtype = Annotated[
     str | None, typer.Option(help="float32 or float16 on disk. [default: float32]")
 ]
+PilotVolumes = Annotated[
+    int | None,
+    typer.Option(help="Of a masked store: volumes its mask is made from. [default: 64]"),
+]
 BatchSize = Annotated[
     int | None, typer.Option(help="Volumes of a batch. [default: 8, or what memory allows]")
 ]
@@ -90,6 +94,9 @@ MinFraction = Annotated[
     typer.Option(help="Fraction of volumes that must claim a voxel. [default: 0, any one]"),
 ]
 Components = Annotated[int | None, typer.Option(help="Components to fit. [default: 20]")]
+Solver = Annotated[
+    str | None, typer.Option(help="gram, iteration, or auto: what memory allows. [default: auto]")
+]
 ClipNegative = Annotated[
     bool | None,
     typer.Option(
@@ -169,6 +176,7 @@ def run(
     store: StoreKind = None,
     store_dtype: StoreDtype = None,
     batch_size: BatchSize = None,
+    pilot_volumes: PilotVolumes = None,
     mask: Mask = None,
     threshold: Threshold = None,
     dilate: Dilate = None,
@@ -206,6 +214,7 @@ def run(
         "store": store,
         "store_dtype": store_dtype,
         "batch_size": batch_size,
+        "pilot_volumes": pilot_volumes,
         "mask": mask,
         "threshold": threshold,
         "dilate": dilate,
@@ -306,6 +315,7 @@ def generate(
     store: StoreKind = None,
     store_dtype: StoreDtype = None,
     batch_size: BatchSize = None,
+    pilot_volumes: PilotVolumes = None,
     mask: Mask = None,
     workers: NWorkers = None,
     scheduler: Scheduler = None,
@@ -326,6 +336,7 @@ def generate(
             store=store,
             store_dtype=store_dtype,
             batch_size=batch_size,
+            pilot_volumes=pilot_volumes,
             mask=mask,
         )
     typer.echo(f"Volumes are complete in {directory}")
@@ -359,6 +370,13 @@ def mask_command(
 def pca(
     directory: RunDir,
     components: Components = None,
+    solver: Solver = None,
+    all_particles: Annotated[
+        bool,
+        typer.Option(
+            "--all-particles", help="Components of all particles: decodes each several times."
+        ),
+    ] = False,
     clip_negative: ClipNegative = None,
     soft_mask: SoftMask = None,
     exclude_states: ExcludeStates = None,
@@ -371,13 +389,17 @@ def pca(
     """Fit the components of the masked volumes."""
     where = _Where(workers, scheduler, gpus, cluster, memory_limit)
     with _at_work(directory, where, at_once=False) as (opened, pool):
-        opened.pca(
-            pool,
-            components=components,
-            clip_negative=clip_negative,
-            soft_mask=soft_mask,
-            exclude_states=_numbers(exclude_states),
-        )
+        options: dict[str, Any] = {
+            "components": components,
+            "solver": solver,
+            "all_particles": all_particles,
+            "clip_negative": clip_negative,
+            "soft_mask": soft_mask,
+            "exclude_states": _numbers(exclude_states),
+        }
+        if all_particles:
+            typer.echo(opened.cost_of_all_particles(pool, **options), err=True)
+        opened.pca(pool, **options)
     results = opened.store.stages["pca"]["results"]
     typer.echo(
         f"{results['components']} components of {results['volumes']} volumes explain "
@@ -394,9 +416,10 @@ def states_command(
     scheduler: Scheduler = None,
     gpus: Gpus = None,
     cluster: Cluster = None,
+    memory_limit: MemoryLimit = None,
 ) -> None:
     """Group the volumes into states."""
-    where = _Where(None, scheduler, gpus, cluster)
+    where = _Where(None, scheduler, gpus, cluster, memory_limit)
     with _at_work(directory, where, at_once=False) as (opened, pool):
         opened.states(pool, states=states, linkage=linkage, seed=seed)
     for state, n in enumerate(opened.store.stages["states"]["results"]["n_particles"]):
@@ -466,6 +489,27 @@ def embed(
         typer.echo(f"{added} volumes added to the sketch")
     for line in summary(opened.store):
         typer.echo(line)
+
+
+@app.command()
+def population(
+    directory: RunDir,
+    groups: Annotated[
+        int | None, typer.Option(help="k-means groups of all particles. [default: 10]")
+    ] = None,
+    seed: Seed = None,
+    workers: NWorkers = None,
+    scheduler: Scheduler = None,
+    gpus: Gpus = None,
+    cluster: Cluster = None,
+    memory_limit: MemoryLimit = None,
+) -> None:
+    """All particles together: principal axes, k-means groups, densities of their coordinates."""
+    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
+    with _at_work(directory, where, at_once=False) as (opened, pool):
+        opened.population(pool, groups=groups, seed=seed)
+    for group, n in enumerate(opened.store.beside["population"]["results"]["n_particles"]):
+        typer.echo(f"group {group}: {n} particles")
 
 
 @app.command()
@@ -549,43 +593,49 @@ def plan(
     store: StoreKind = None,
     store_dtype: StoreDtype = None,
     batch_size: BatchSize = None,
+    pilot_volumes: PilotVolumes = None,
+    components: Components = None,
+    solver: Solver = None,
+    states: States = None,
+    linkage: Linkage = None,
+    embed: Embedding = None,
     workers: NWorkers = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Projected time, disk and memory of a run; decodes next to nothing."""
-    from scapedist.landscape import inspect
-    from scapedist.landscape.settings import GenerateSettings, SketchSettings, changed
+    from rich.console import Console
+    from rich.table import Table
 
-    cost = inspect.plan(
-        workdir,
-        epoch,
-        output,
-        workers,
-        _bytes(memory_limit),
-        changed(SketchSettings(), {"size": sketch_size}),
-        changed(
-            GenerateSettings(),
-            {
-                "box_size": box_size,
-                "dtype": dtype,
-                "store": store,
-                "store_dtype": store_dtype,
-                "batch_size": batch_size,
-            },
-        ),
+    from scapedist.landscape.cost import cost_of_run
+    from scapedist.landscape.settings import by_stage, check_embedding, check_together
+    from scapedist.output.summary import cost_lines, cost_table
+
+    options = {
+        "size": sketch_size,
+        "box_size": box_size,
+        "dtype": dtype,
+        "store": store,
+        "store_dtype": store_dtype,
+        "batch_size": batch_size,
+        "pilot_volumes": pilot_volumes,
+        "components": components,
+        "solver": solver,
+        "states": states,
+        "linkage": linkage,
+    }
+    chosen = by_stage(options)
+    check_together(chosen)
+    check_embedding(embed, None, False, False)
+    cost = cost_of_run(
+        workdir, epoch, output, workers, _bytes(memory_limit), chosen, embed or "reduced"
     )
-    bound = "at most " if store == "masked" else ""
-    typer.echo(
-        f"{cost['volumes']} volumes of {cost['box_size']}^3 from {cost['frequencies']} "
-        f"frequencies each, in batches of {cost['batch_size']}\n"
-        f"decoding  {cost['seconds']:.0f} s on {cost['workers']} worker(s), "
-        f"{cost['seconds_a_volume'] * 1e3:.0f} ms a volume and worker\n"
-        f"embedding {cost['reduced_seconds']:.0f} s for {cost['particles']} particles at a few "
-        f"points of each, {cost['exact_seconds']:.0f} s exactly\n"
-        f"memory    {cost['worker_bytes'] / 2**30:.2f} GiB a worker\n"
-        f"disk      {bound}{cost['disk_bytes'] / 2**30:.2f} GiB of "
-        f"{cost['disk_free_bytes'] / 2**30:.1f} GiB free"
-    )
+    header, *rows = cost_table(cost.stages)
+    shown = Table(*header)
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
+    for line in cost_lines(cost):
+        typer.echo(line)
 
 
 @app.command()

@@ -11,7 +11,7 @@ GIB = 2**30
 BATCH_VOLUMES = {"cpu": 8, "cuda": 64}
 """Volumes of a batch where memory allows: enough to share the first layer and to make the
 scheduler's part small, few enough to lose."""
-IMPORT_BYTES = 450 * 2**20
+IMPORT_BYTES = 360 * 2**20
 """Resident memory of a worker before its first batch (interpreter, torch, zarr, distributed)."""
 BLOCK_BYTES = {"cpu": 64 * 2**20, "cuda": 8 * 2**30}
 """Masked voxels (as float64) that one block of the analysis holds by default."""
@@ -142,7 +142,7 @@ def plan_decode(
 
 def block_rows(n_voxels: int, memory_limit: int | None = None, device: str = "cpu") -> int:
     """Rows of masked voxels that the analysis holds at once, two blocks at a time."""
-    budget = BLOCK_BYTES[device] if memory_limit is None else max(memory_limit // 8, 2**20)
+    budget = BLOCK_BYTES[device] if memory_limit is None else max(memory_limit // 16, 2**20)
     return max(1, budget // (8 * max(n_voxels, 1)))
 
 
@@ -171,6 +171,11 @@ class ComponentsPlan:
     here_bytes: int
     worker_bytes: int
     disk_bytes: int
+
+    @property
+    def most_bytes(self) -> int:
+        """Of any process."""
+        return max(self.here_bytes, self.worker_bytes)
 
 
 def plan_components(
@@ -208,37 +213,55 @@ def plan_components(
     ResourceError
         Where neither fits, with what would.
     """
-    block = block_rows(n_voxels, memory if limited else None, device)
-    width = n_components + SPARE_COLUMNS
-    held = 0 if device != "cpu" else 2 * 4 * min(block, n) * n_voxels + 2 * CHUNK_BYTES
-    few = 8 * n_voxels * (3 * n_components + 3)
-    found = []
-    if solver in ("auto", "gram"):
-        gram = 8 * n * n + PANEL_BYTES + 8 * n * 16 * width
-        worker = IMPORT_BYTES + held + few + 8 * min(block, n) ** 2
-        here = IMPORT_BYTES + gram + few + (worker - IMPORT_BYTES if n_workers == 1 else 0)
-        disk = 8 * n * n + 4 * n_voxels * n_components
-        found.append(ComponentsPlan("gram", block, 0, 0, here, worker, disk))
-    if solver in ("auto", "iteration"):
-        least, most = n_components + 2 * width, 16 * width
-        fixed = 8 * n_voxels * (7 * width + 3) + 8 * n * ISOMETRIC_COLUMNS * 2
-        room = memory - IMPORT_BYTES - fixed - held
-        columns = max(least, min(most, room // (8 * n_voxels)))
-        isometric = min(ISOMETRIC_COLUMNS, columns, n)
-        worker = IMPORT_BYTES + held + 8 * n_voxels * max(2 * width + 3, isometric)
-        alone = worker - IMPORT_BYTES if n_workers == 1 else 0
-        here = IMPORT_BYTES + fixed + 8 * n_voxels * columns + min(alone, held)
-        disk = 4 * n_voxels * n_components + 4 * n * isometric
-        found.append(ComponentsPlan("iteration", block, columns, isometric, here, worker, disk))
-    for plan in found:
-        if max(plan.here_bytes, plan.worker_bytes) <= memory:
+
+    def plans(given: int) -> list[ComponentsPlan]:
+        block = block_rows(n_voxels, given if limited else None, device)
+        sizes = (n, n_voxels, n_components, given, block, n_workers == 1, device == "cpu")
+        ways = {"gram": _by_gram, "iteration": _by_iteration}
+        return [make(*sizes) for name, make in ways.items() if solver in ("auto", name)]
+
+    for plan in plans(memory):
+        if plan.most_bytes <= memory:
             return plan
-    least_bytes = min(max(plan.here_bytes, plan.worker_bytes) for plan in found)
+    needed, enough = 0, memory
+    while needed != enough:  # blocks grow with the memory
+        needed, enough = enough, max(enough, min(plan.most_bytes for plan in plans(enough)))
     raise ResourceError(
-        f"Components of {n} volumes of {n_voxels} voxels need {least_bytes / GIB:.2f} GiB in one "
+        f"Components of {n} volumes of {n_voxels} voxels need {needed / GIB:.2f} GiB in one "
         f"process; it may use {memory / GIB:.2f} GiB. Use --memory-limit "
-        f"{-(-least_bytes // 2**20)}MiB or more, fewer --components, or a smaller --box-size."
+        f"{-(-needed // 2**20)}MiB or more, fewer --components, or a smaller --box-size."
     )
+
+
+def _by_gram(
+    n: int, p: int, r: int, memory: int, block: int, alone: bool, on_cpu: bool
+) -> ComponentsPlan:
+    held = _held_bytes(n, p, block, on_cpu)
+    few = 8 * p * (3 * r + 3)
+    worker = IMPORT_BYTES + held + few + 8 * min(block, n) ** 2
+    here = IMPORT_BYTES + few + 8 * n * n + PANEL_BYTES + 8 * n * 16 * (r + SPARE_COLUMNS)
+    if alone:
+        here += worker - IMPORT_BYTES - few
+    return ComponentsPlan("gram", block, 0, 0, here, worker, 8 * n * n + 4 * p * r)
+
+
+def _by_iteration(
+    n: int, p: int, r: int, memory: int, block: int, alone: bool, on_cpu: bool
+) -> ComponentsPlan:
+    width, held = r + SPARE_COLUMNS, _held_bytes(n, p, block, on_cpu)
+    fixed = 8 * p * (7 * width + 3) + 16 * n * ISOMETRIC_COLUMNS
+    room = memory - IMPORT_BYTES - fixed - held
+    columns = max(r + 2 * width, min(16 * width, room // (8 * p)))
+    isometric = min(ISOMETRIC_COLUMNS, columns, n)
+    worker = IMPORT_BYTES + held + 8 * p * max(2 * width + 3, isometric)
+    here = IMPORT_BYTES + fixed + 8 * p * columns + (held if alone else 0)
+    disk = 4 * p * r + 4 * n * isometric
+    return ComponentsPlan("iteration", block, columns, isometric, here, worker, disk)
+
+
+def _held_bytes(n: int, p: int, block: int, on_cpu: bool) -> int:
+    """Blocks of volumes that a worker holds in host memory."""
+    return 2 * 4 * min(block, n) * p + 2 * CHUNK_BYTES if on_cpu else 0
 
 
 @dataclass(frozen=True)
@@ -270,8 +293,9 @@ def plan_linkage(n: int, method: str, memory: int) -> LinkagePlan:
     ResourceError
         Where not even their coordinates fit, with how many would.
     """
+    in_pairs = method not in ("kmeans", "hdbscan")
     distances = IMPORT_BYTES + 4 * n * n + 4 * PANEL_BYTES
-    if distances <= memory and method not in ("kmeans", "hdbscan"):
+    if distances <= memory and in_pairs:
         return LinkagePlan("distances", 0, distances)
     coordinates = 8 * ISOMETRIC_COLUMNS
     fixed = IMPORT_BYTES + 16 * PANEL_BYTES
@@ -285,11 +309,14 @@ def plan_linkage(n: int, method: str, memory: int) -> LinkagePlan:
         if micro >= 2:
             needed = fixed + 3 * n * coordinates + 32 * micro**2
             return LinkagePlan("two-level", micro, needed)
-    most = max((memory - fixed) // (4 * coordinates), 0)
+    least = min(distances, fixed + 4 * n * coordinates) if in_pairs else fixed + 4 * n * coordinates
+    most = (memory - fixed) // (4 * coordinates)
+    if in_pairs:
+        most = max(most, isqrt(max(memory - IMPORT_BYTES - 4 * PANEL_BYTES, 0) // 4))
+    smaller = f"--sketch-size {most} or less, or " if most >= 2 else ""
     raise ResourceError(
-        f"Linkage of {n} volumes needs {(fixed + 4 * n * coordinates) / GIB:.2f} GiB in this "
-        f"process; it may use {memory / GIB:.2f} GiB. Use --sketch-size {most} or less, or "
-        f"--memory-limit {-(-(fixed + 4 * n * coordinates) // 2**20)}MiB or more."
+        f"Joining {n} volumes needs {least / GIB:.2f} GiB in this process; it may use "
+        f"{memory / GIB:.2f} GiB. Use {smaller}--memory-limit {-(-least // 2**20)}MiB or more."
     )
 
 

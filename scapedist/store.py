@@ -29,10 +29,18 @@ from zarr.storage import LocalStore
 from scapedist.errors import ResourceError, RunError
 
 STAGES = ("sketch", "generate", "mask", "pca", "states", "report")
-BUILT_ON = {"embedding": "pca", "missed": "pca", "crosscheck": "states", "particles": "states"}
+BUILT_ON = {
+    "embedding": "pca",
+    "missed": "pca",
+    "population": "pca",
+    "crosscheck": "states",
+    "particles": "states",
+}
 """Records beside the stages, by the beginning of their name, and the stage each builds on."""
 GROUP = "landscape.zarr"
 FORMAT = 1
+READ_BYTES = 2**20
+"""Of a plain chunk, read and checked at a time."""
 _NO_PLACE = (
     errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY,
 )  # fmt: skip
@@ -197,6 +205,8 @@ class RunStore:
                 fill_value=np.nan if dtype.kind == "f" else 0,
                 compressors=codecs,
                 dimension_names=dimensions,
+                # one file a volume in one folder: "/" makes a folder for every dimension of each
+                chunk_key_encoding={"name": "default", "separator": "."},
                 overwrite=True,
                 config={"write_empty_chunks": True},
             )
@@ -426,16 +436,20 @@ def write_row(array: zarr.Array, number: int, values: np.ndarray) -> None:
         return
     data = np.ascontiguousarray(values, array.dtype).reshape(-1).view(np.uint8)
     path = _chunk_path(array, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as stream:
+    try:
+        stream = open(path, "wb")
+    except FileNotFoundError:  # the first row of a run whose chunks have folders
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        stream = open(path, "wb")
+    with stream:
         stream.write(data.data)
         stream.write(google_crc32c.value(data).to_bytes(4, "little"))
 
 
-def _chunk_path(array: zarr.Array, number: int) -> Path:
+def _chunk_path(array: zarr.Array, number: int) -> str:
     """The file of a plain row."""
     key = array.metadata.encode_chunk_key((number,) + (0,) * (array.ndim - 1))
-    return cast(LocalStore, array.store).root / array.path / key
+    return os.path.join(cast(LocalStore, array.store).root, array.path, key)
 
 
 def _is_plain(array: zarr.Array) -> bool:
@@ -453,16 +467,19 @@ def _is_plain(array: zarr.Array) -> bool:
 def _read_plain_chunk(array: zarr.Array, number: int, row: np.ndarray) -> None:
     """Read a chunk, its values and then their CRC-32C, into a row; NaN where it is missing."""
     try:
-        with _chunk_path(array, number).open("rb") as stream:
-            target = row.reshape(-1).view(np.uint8)
-            n_bytes = stream.readinto(target.data)
-            stored = stream.read()
+        with open(_chunk_path(array, number), "rb", buffering=0) as stream:
+            target, n_bytes, checksum = row.reshape(-1).view(np.uint8), 0, 0
+            while read := stream.readinto(target[n_bytes : n_bytes + READ_BYTES].data):
+                block = target[n_bytes : n_bytes + read]  # still in the processor's cache
+                checksum = google_crc32c.extend(checksum, block)
+                n_bytes += read
+            stored = stream.read(5)
     except FileNotFoundError:
         row[...] = np.nan
         return
     if n_bytes != row.nbytes or len(stored) != 4:
         raise ValueError(f"chunk {number} has {n_bytes + len(stored)} bytes")
-    if google_crc32c.value(target) != int.from_bytes(stored, "little"):
+    if checksum != int.from_bytes(stored, "little"):
         raise ValueError(f"the checksum of chunk {number} does not fit")
 
 

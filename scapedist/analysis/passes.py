@@ -6,7 +6,7 @@ decoded in every pass and never stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,13 +60,73 @@ class Subspace:
     settled: bool
 
 
+class Passes:
+    """Rows that are read from the first to the last for every product.
+
+    Parameters
+    ----------
+    read
+        Reads rows, wherever ``run`` computes.
+    n
+        Rows in all.
+    block_rows
+        Rows that are read at once.
+    run
+        Computes the parts of a pass; its sums are added in their order.
+    """
+
+    def __init__(self, read: Reader, n: int, block_rows: int, run: Run = in_turn) -> None:
+        self._read, self.n, self._run = read, n, run
+        spans = batches(n, block_rows)
+        size = -(-len(spans) // PARTIAL_SUMS)
+        self._spans = spans[:1]
+        self.tasks = [spans[a:b] for a, b in batches(len(spans), size)]
+
+    def center(self) -> np.ndarray:
+        """The mean (p,) float64 of the first block: near enough to subtract before products."""
+        ((_, center),) = self._run(_mean_of_span, self._read, self._spans)
+        return to_host(center)
+
+    def scatter(
+        self, number: int, center: np.ndarray, block: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """One pass: what the rows minus a center say.
+
+        Parameters
+        ----------
+        number
+            Of the pass, from 1 on.
+        center : (p,) float64
+        block : (p, b) float64
+
+        Returns
+        -------
+        product : (p, b) float64
+            The rows' transpose, times the rows, times the block.
+        sums : (p,) float64
+        squares
+            Sum of all squares.
+        """
+        product, sums, squares = np.zeros(block.shape), np.zeros(len(center)), 0.0
+        for part in in_order(self.parts(number, (self._read, center, block))):
+            product += part[0]
+            sums += part[1]
+            squares += part[2]
+        return product, sums, squares
+
+    def parts(
+        self, number: int, shared: Any, wanted: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """Tasks' numbers and what they add to a pass, in any order; those wanted, or all."""
+        chosen = range(len(self.tasks)) if wanted is None else wanted
+        for place, found in self._run(_scatter, shared, [self.tasks[task] for task in chosen]):
+            yield chosen[place], found
+
+
 def principal_subspace(
-    read: Reader,
-    n: int,
+    passes: Passes,
     n_components: int,
-    block_rows: int,
     most_columns: int,
-    run: Run = in_turn,
     start: np.ndarray | None = None,
     most_passes: int = MOST_PASSES,
     after_pass: Callable[[int, Pairs], None] | None = None,
@@ -75,18 +135,12 @@ def principal_subspace(
 
     Parameters
     ----------
-    read
-        Reads rows, wherever ``run`` computes.
-    n
-        Rows in all.
+    passes
+        Over the rows.
     n_components
         Directions that are to settle; more are given, as far as the iteration has found them.
-    block_rows
-        Rows that are read at once.
     most_columns
         Of the iteration's space, each of p numbers.
-    run
-        Computes the parts of a pass.
     start : (k, p) float
         Directions to begin with, such as a sketch's components.
     most_passes
@@ -94,23 +148,16 @@ def principal_subspace(
     after_pass
         Told the number of each pass and what is known after it.
     """
-    spans = batches(n, block_rows)
-    tasks = [spans[a:b] for a, b in batches(len(spans), -(-len(spans) // PARTIAL_SUMS))]
-    ((_, center),) = run(_mean_of_span, read, spans[:1])
-    scale = 0.0
+    n, center, scatter, done = passes.n, passes.center(), 0.0, 0
 
     def apply(block: np.ndarray) -> np.ndarray:
         """The scatter matrix times a block, from one pass; the first finds the mean as well."""
-        nonlocal center, scale
-        product, sums = np.zeros(block.shape), np.zeros(len(center))
-        squares = 0.0
-        for part in in_order(run(_scatter_product, (read, center, block), tasks)):
-            product += part[0]
-            sums += part[1]
-            squares += part[2]
+        nonlocal center, scatter, done
+        done += 1
+        product, sums, squares = passes.scatter(done, center, block)
         shift = sums / n
         product -= n * np.outer(shift, shift @ block)
-        scale = squares - n * float(shift @ shift)
+        scatter = squares - n * float(shift @ shift)
         center = center + shift
         return product
 
@@ -122,22 +169,22 @@ def principal_subspace(
         wanted = min(n_components, len(found.values))
         settled = len(found.values) >= min(n_components, n - 1) and found.settled(wanted)
         if after_pass is not None:
-            after_pass(found.products, found)
-        if settled or found.products == most_passes:
+            after_pass(done, found)
+        if settled or done == most_passes:
             break
     assert found is not None
-    solid = int((found.values > 1e-13 * max(scale, np.finfo(float).tiny)).sum())
+    solid = int((found.values > 1e-13 * max(scatter, np.finfo(float).tiny)).sum())
     kept = min(solid, n - 1)
     vectors = found.vectors(kept).T
-    signs = signs_of(vectors)
-    vectors *= signs[:, None]
+    vectors *= signs_of(vectors)[:, None]
+    values = found.values[:kept]
     return Subspace(
         mean=center,
         vectors=vectors,
-        variance=found.values[:kept] / (n - 1),
-        total_variance=scale / (n - 1),
-        residuals=found.residuals[:kept] / np.maximum(found.values[:kept], np.finfo(float).tiny),
-        passes=found.products,
+        variance=values / (n - 1),
+        total_variance=scatter / (n - 1),
+        residuals=found.residuals[:kept] / np.maximum(values, np.finfo(float).tiny),
+        passes=done,
         settled=settled or kept < n_components,
     )
 
@@ -146,10 +193,10 @@ def _mean_of_span(read: Reader, span: Span) -> np.ndarray:
     return to_host(read(*span).mean(0, dtype=np.float64))
 
 
-def _scatter_product(
+def _scatter(
     shared: tuple[Reader, np.ndarray, np.ndarray], spans: list[Span]
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """What some rows, minus a center, add to the scatter matrix times a block; sums, squares."""
+    """A part of :meth:`Passes.scatter`."""
     read, center, block = shared
     product: Any = None
     squares = 0.0
@@ -180,7 +227,7 @@ def coordinates_of(
     Parameters
     ----------
     read, n, block_rows, run
-        As for :func:`principal_subspace`.
+        As for :class:`Passes`.
     mean : (p,) float64
     vectors : (m, p) float64
     """

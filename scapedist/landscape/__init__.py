@@ -80,7 +80,12 @@ def analyze(
         The report. Where particles cannot be embedded it is written all the same, before the
         error is raised.
     """
-    from scapedist.landscape.settings import by_stage, check_embedding, check_together
+    from scapedist.landscape.settings import (
+        by_stage,
+        check_embedding,
+        check_linkage,
+        check_together,
+    )
     from scapedist.model.decoder import check_dtype
     from scapedist.workers import open_workers, stop_forkserver
 
@@ -95,6 +100,7 @@ def analyze(
         )
     with open_workers(n_workers, scheduler, memory_limit, gpus, cluster) as workers:
         check_dtype(chosen["generate"].get("dtype") or "float32", workers.device)
+        check_linkage(chosen, workers.memory)
         workers.begin()  # they start meanwhile
         from scapedist.landscape.run import Run
 

@@ -13,7 +13,7 @@ import zarr
 from scapedist.analysis import gram
 from scapedist.analysis import mask as masks
 from scapedist.analysis.eigen import leading_eigenpairs
-from scapedist.analysis.passes import MOST_PASSES, coordinates_of, principal_subspace
+from scapedist.analysis.passes import MOST_PASSES, Passes, coordinates_of, principal_subspace
 from scapedist.backend import one_numpy_thread
 from scapedist.errors import InputError, RunError
 from scapedist.landscape import estimate
@@ -21,6 +21,7 @@ from scapedist.landscape.distances import store_gram
 from scapedist.landscape.record import Recorded
 from scapedist.landscape.rows import READ_BYTES, StoredRows, forget_rows
 from scapedist.landscape.settings import MaskSettings, PcaSettings
+from scapedist.landscape.whole import whole_subspace
 from scapedist.output.maps import read_map, write_map
 from scapedist.plan import ComponentsPlan, batches, plan_components
 from scapedist.store import BUILT_ON, GROUP, read_rows
@@ -209,6 +210,7 @@ def pca(
     settings: PcaSettings,
     included: np.ndarray,
     workers: Workers,
+    fingerprint: str,
     begin: Begin,
 ) -> dict[str, Any]:
     """Write ``components/``, and ``coordinates`` and ``residual`` of the sketch; traverse them."""
@@ -234,6 +236,11 @@ def pca(
         how: dict[str, Any] = {}
     else:
         fitted, norms, how = _by_passes(run, settings, rows, members, plan, compute, begin)
+    own_norms = norms  # as distances between sketch volumes take them
+    if settings.all_particles:
+        fitted, norms, how = _of_all_particles(
+            run, settings, rows, included, fitted, block, workers, fingerprint
+        )
     n, r = len(included), len(fitted.variance)
     coordinates, all_norms = np.empty((n, r)), np.empty(n)
     coordinates[members], all_norms[members] = fitted.coordinates, norms
@@ -248,7 +255,7 @@ def pca(
     store.write("components/variance", fitted.variance, ("component",))
     store.write("components/variance_ratio", fitted.variance_ratio, ("component",))
     store.write("components/included", included, ("volume",))
-    store.write("components/squared_norm", norms, ("included",))
+    store.write("components/squared_norm", own_norms, ("included",))
     store.write("sketch/coordinates", coordinates, ("volume", "component"))
     store.write("sketch/residual", residual, ("volume",))
     forget_rows()
@@ -261,6 +268,27 @@ def pca(
         "solver": plan.solver,
         **how,
     }
+
+
+def _of_all_particles(
+    run: Recorded,
+    settings: PcaSettings,
+    rows: StoredRows,
+    included: np.ndarray,
+    sketch: gram.Components,
+    block: int,
+    workers: Workers,
+    fingerprint: str,
+) -> tuple[gram.Components, np.ndarray, dict[str, Any]]:
+    """Components of all particles, the sketch's coordinates on them and its squared norms."""
+    found, how = whole_subspace(run, settings, workers, included, sketch.vectors, fingerprint)
+    r = min(settings.components, len(found.vectors))
+    vectors = found.vectors[:r]
+    n = len(rows.members)
+    coordinates, norms = coordinates_of(rows, n, block, found.mean, vectors, _on_one_thread)
+    ratio = found.variance[:r] / found.total_variance
+    fitted = gram.Components(found.mean, vectors, found.variance[:r], ratio, coordinates)
+    return fitted, norms, how
 
 
 def _begin_components(run: Recorded, begin: Begin, scatter: float, n: int, mean: Any) -> None:
@@ -311,9 +339,8 @@ def _by_passes(
     def told(passes: int, _: Any) -> None:
         run.progress("finding components, passes", passes, MOST_PASSES)
 
-    found = principal_subspace(
-        rows, n, settings.components, plan.block_rows, plan.columns, compute, after_pass=told
-    )
+    passes = Passes(rows, n, plan.block_rows, compute)
+    found = principal_subspace(passes, settings.components, plan.columns, after_pass=told)
     scatter = found.total_variance * (n - 1)
     _begin_components(run, begin, scatter, n, found.mean)
     vectors = found.vectors[: max(plan.isometric, settings.components)]

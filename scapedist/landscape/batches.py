@@ -116,7 +116,7 @@ def generate_batch(source: VolumeSource, task: tuple[str, int, int]) -> dict[str
     -------
     dict
         The journal's entry: the task, the 99.99th percentile of each volume, and for a masked
-        store the claimed voxels outside the mask.
+        store the claimed voxels outside the mask and the fraction of the density there.
 
     Raises
     ------
@@ -134,12 +134,14 @@ def generate_batch(source: VolumeSource, task: tuple[str, int, int]) -> dict[str
     ):
         inside = None if source.mask is None else backend.to_device(source.inside, source.device)
         for row, volume in enumerate(source.volumes(name, start, stop), start):
+            xp = backend.array_module(volume)
             kept = volume if inside is None else volume.ravel()[inside]
             counted = [density_percentile(volume)]
             if inside is not None and source.threshold is not None:
-                n_claimed = np.count_nonzero(volume >= source.threshold)
-                counted.append(n_claimed - np.count_nonzero(kept >= source.threshold))
-            xp = backend.array_module(volume)
+                every, own = volume[volume >= source.threshold], kept[kept >= source.threshold]
+                counted.append(len(every) - len(own))
+                total = every.sum(dtype=np.float64)
+                counted.append(1 - own.sum(dtype=np.float64) / xp.maximum(total, 1e-300))
             numbers = xp.stack([xp.asarray(number, np.float64) for number in counted])
             outbox.put((kept, numbers), partial(_write, array, row))
         numbers = np.array(outbox.results())
@@ -148,7 +150,8 @@ def generate_batch(source: VolumeSource, task: tuple[str, int, int]) -> dict[str
         "start": start,
         "stop": stop,
         "percentile": numbers[:, 0].tolist(),
-        "outside": numbers[:, 1:].ravel().astype(int).tolist(),
+        "outside": numbers[:, 1:2].ravel().astype(int).tolist(),
+        "escaped": numbers[:, 2:].ravel().tolist(),
     }
 
 
@@ -161,6 +164,11 @@ def _write(array: zarr.Array, row: int, values: np.ndarray, counted: np.ndarray)
         )
     write_row(array, row, values)
     return counted.copy()
+
+
+def whole_volume(source: VolumeSource, name: str, row: int) -> np.ndarray:
+    """A volume (d, d, d) float32 of an array's row, also outside the mask."""
+    return backend.to_host(next(iter(source.volumes(name, row, row + 1)))).copy()
 
 
 def precision_error(source: VolumeSource, name: str) -> float:

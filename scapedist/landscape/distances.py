@@ -23,7 +23,7 @@ def store_gram(store: RunStore, matrix: np.ndarray) -> None:
 
 def panel_rows(n: int) -> int:
     """Rows of n distances that are handled at once."""
-    return max(1, PANEL_BYTES // (8 * n))
+    return max(1, min(n, PANEL_BYTES // (8 * n)))
 
 
 class Distances:

@@ -13,8 +13,7 @@ from uuid import uuid4
 import numpy as np
 
 from scapedist.errors import RunError
-from scapedist.landscape.batches import VolumeSource
-from scapedist.landscape.generate import made_of_maps, make_source, plan_generation, read_weights
+from scapedist.landscape.generate import plan_generation, read_weights, source_of_particles
 from scapedist.landscape.projection import Projection, exact_batch
 from scapedist.landscape.record import Recorded
 from scapedist.landscape.settings import GenerateSettings, PcaSettings, from_record
@@ -59,7 +58,9 @@ class Embedder:
         workers.check_files([self.store.directory])
         read_weights(run, workers)
         self.projection = Projection(
-            self._source(), self.fitted.clip_negative, self.fitted.soft_mask
+            source_of_particles(run, self.generated, workers.device),
+            self.fitted.clip_negative,
+            self.fitted.soft_mask,
         )
         frame_bytes = 4 * self.r * n_voxels + 8 * self.store.array("mask").size
         limit = None if workers.memory_limit is None else workers.memory_limit - frame_bytes
@@ -72,17 +73,6 @@ class Embedder:
             workers.device,
         ).batch_size
         self._exact: RowFile | None = None
-
-    def _source(self) -> VolumeSource:
-        source = make_source(self.run, self.generated, {}, self.workers.device)
-        if made_of_maps(self.run):
-            source = dataclasses.replace(
-                source,
-                decoder=self.run.model.decoder,
-                map_paths=(),
-                device=self.workers.device,
-            )
-        return source
 
     def variant(self, **changes: Any) -> Projection:
         """The projection with something changed; what workers keep of it is its own."""

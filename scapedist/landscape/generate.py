@@ -15,14 +15,10 @@ import numpy as np
 from scapedist.analysis.mask import threshold_of
 from scapedist.analysis.sketch import grow_sketch, quality_sample
 from scapedist.errors import InputError, RunError
-from scapedist.landscape.batches import (
-    VolumeSource,
-    generate_batch,
-    precision_error,
-    spread_evenly,
-)
+from scapedist.landscape.batches import VolumeSource, generate_batch, precision_error
 from scapedist.landscape.ensemble import open_ensemble
 from scapedist.landscape.estimate import sketch_by
+from scapedist.landscape.pilot import audit, pilot_rows
 from scapedist.landscape.record import Recorded
 from scapedist.landscape.settings import GenerateSettings, MaskSettings, SketchSettings
 from scapedist.model.checkpoint import read_decoder
@@ -127,7 +123,7 @@ def generate(
     counts = {FULL: len(rows), QUALITY: len(quality_rows)}
     if settings.store == "masked":
         store.remember("mask", dataclasses.asdict(mask))
-        pilot = spread_evenly(len(rows), settings.pilot_volumes)
+        pilot = pilot_rows(latents[rows], settings.pilot_volumes)
         source = dataclasses.replace(source, latents={PILOT: latents[rows[pilot]]})
         entries += _decode(run, source, {PILOT: len(pilot)}, entries, plan, workers)
         percentiles = _gather(entries, PILOT, "percentile", len(pilot))
@@ -161,9 +157,8 @@ def generate(
         "box_size": source.box_size,
     }
     if settings.store == "masked":
-        outside = _gather(entries, MASKED, "outside", len(rows)).astype(np.int64)
-        store.write("volumes/outside", outside, ("volume",))
-        results["claimed_voxels_outside_mask_max"] = int(outside.max())
+        counted = (_gather(entries, MASKED, key, len(rows)) for key in ("outside", "escaped"))
+        results |= audit(run, source, next(counted).astype(np.int64), next(counted), workers)
         results["mask"] = dataclasses.asdict(mask)
     if settings.dtype != "float32" or settings.store_dtype != "float32":
         exact = dataclasses.replace(source, dtype="float32", token=uuid4().hex)
@@ -185,10 +180,13 @@ def stored_entries(
     entries: list[dict[str, Any]] = []
     if counted:
         percentiles = store.read("volumes/percentile")
-        outside = store.read("volumes/outside") if "volumes/outside" in store else None
+        audited = "volumes/escaped" in store
+        outside = store.read("volumes/outside") if audited else None
+        escaped = store.read("volumes/escaped") if audited else np.zeros(0)
         for row in np.setdiff1d(np.arange(len(percentiles)), damaged).tolist():
             entry = {"array": name, "start": row, "stop": row + 1, "percentile": [percentiles[row]]}
             entry["outside"] = [] if outside is None else [int(outside[row])]
+            entry["escaped"] = [] if outside is None else [float(escaped[row])]
             entries.append(entry)
     n_quality = store.array(QUALITY).shape[0] if QUALITY in store else 0
     for row in np.setdiff1d(np.arange(n_quality), bad_quality).tolist():
@@ -257,6 +255,16 @@ def make_source(
     )
 
 
+def source_of_particles(
+    run: Recorded, settings: GenerateSettings, device: str = "cpu"
+) -> VolumeSource:
+    """What decodes any particle's volume as those of the run were, also where these are maps."""
+    source = make_source(run, settings, {}, device)
+    if made_of_maps(run):
+        source = dataclasses.replace(source, decoder=run.model.decoder, map_paths=(), device=device)
+    return source
+
+
 def plan_generation(
     decoder: Decoder | None,
     box_size: int,
@@ -271,7 +279,8 @@ def plan_generation(
         lattice = decoder.lattice(box_size)
         n_slots = lattice.n_slots
         n_weights = sum(weight.size for weight in decoder.weights)
-        cached = decoder.cached_bytes(lattice) if device == "cpu" else 0
+        on_cpu = device == "cpu"
+        cached = decoder.cached_bytes(lattice) + decoder.encoded_bytes if on_cpu else 0
     return plan_decode(
         n_volumes=n_volumes,
         box_size=box_size,

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scapedist.errors import InputError, RunError
-from scapedist.landscape import CHECKED_PARTICLES
+from scapedist.errors import RunError
 from scapedist.landscape.batches import spread_evenly
 from scapedist.landscape.generate import (
     FULL,
     MASKED,
     QUALITY,
     make_source,
-    plan_generation,
     stored_entries,
-    volume_box_size,
 )
 from scapedist.landscape.record import Recorded
-from scapedist.landscape.reduced_map import FURTHER, HELD_OUT
-from scapedist.landscape.settings import GenerateSettings, SketchSettings, from_record
-from scapedist.model.field import Field
+from scapedist.landscape.settings import GenerateSettings, from_record
 from scapedist.model.reference import reference_decoder
-from scapedist.model.workdir import open_model
-from scapedist.plan import check_disk
 from scapedist.store import BUILT_ON, STAGES, RunStore, read_rows
-from scapedist.workers import available_cores, one_thread
+from scapedist.workers import one_thread
 
 USUAL_POINTS = 400
 """Points of a reduced map that meets the default tolerance, usually."""
@@ -127,85 +118,6 @@ def describe(directory: Path) -> dict[str, Any]:
         "next": after,
         "bytes": sum(path.stat().st_size for path in files),
     }
-
-
-def plan(
-    workdir: str | Path,
-    epoch: int,
-    output: str | Path | None = None,
-    n_workers: int | None = None,
-    memory_limit: int | None = None,
-    sketch: SketchSettings | None = None,
-    generate: GenerateSettings | None = None,
-) -> dict[str, Any]:
-    """What a run will take, from a measurement of a second on this machine.
-
-    Returns
-    -------
-    dict
-        ``volumes``, ``box_size``, ``frequencies`` (evaluated for one volume), ``batch_size``,
-        ``workers``, ``seconds_a_volume`` (of one worker), ``seconds``, ``particles``,
-        ``reduced_seconds`` and ``exact_seconds`` (to embed them all), ``worker_bytes``,
-        ``disk_bytes``, ``disk_free_bytes``.
-
-    Raises
-    ------
-    ResourceError
-        Where a worker's memory or the disk does not suffice.
-    """
-    model = open_model(workdir, epoch)
-    sketch, generate = sketch or SketchSettings(), generate or GenerateSettings()
-    if sketch.size > len(model.latents):
-        raise InputError(
-            f"A sketch has at most as many volumes as there are particles, {len(model.latents)}. "
-            f"{sketch.size} were asked for. Use --sketch-size {len(model.latents)} or less."
-        )
-    if n_workers is not None and n_workers < 1:
-        raise InputError(f"There is at least one worker. --workers is {n_workers}.")
-    n = sketch.size + sketch.quality_groups * sketch.quality_members
-    box_size = volume_box_size(generate, model.box_size)
-    decoding = plan_generation(model.decoder, box_size, generate, n, memory_limit)
-    place = Path(output or ".")
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if generate.store == "volumes":
-        check_disk(decoding.disk_bytes, free, str(place))
-    workers = n_workers or available_cores()
-    field = Field(model.decoder, dtype=generate.dtype)
-    lattice = field.lattice(box_size)
-    with one_thread():
-        points = np.ascontiguousarray(lattice.coordinates[: 8 * field.block_rows()])
-        field.coefficients(model.latents[:1], points)
-        started = time.perf_counter()
-        repeats = 0
-        while time.perf_counter() - started < 1.0:
-            field.coefficients(model.latents[:1], points)
-            repeats += 1
-        seconds = (time.perf_counter() - started) / repeats * lattice.n_points / len(points)
-    return {
-        "volumes": n,
-        "box_size": box_size,
-        "frequencies": lattice.n_points,
-        "batch_size": decoding.batch_size,
-        "workers": workers,
-        "seconds_a_volume": seconds,
-        "seconds": seconds * n / workers,
-        "particles": len(model.latents),
-        "reduced_seconds": _reduced_seconds(seconds, len(model.latents), lattice.n_points)
-        / workers,
-        "exact_seconds": seconds * len(model.latents) / workers,
-        "worker_bytes": decoding.worker_bytes,
-        "disk_bytes": decoding.disk_bytes,
-        "disk_free_bytes": free,
-    }
-
-
-def _reduced_seconds(seconds_a_volume: float, n_particles: int, n_points: int) -> float:
-    """Seconds of one worker to build a usual map, and to embed and check all particles by it."""
-    decoded = HELD_OUT + FURTHER[0] + CHECKED_PARTICLES
-    points = min(USUAL_POINTS, n_points)
-    return seconds_a_volume * (decoded + n_particles * points / n_points)
 
 
 def verify(run: Recorded, n_sample: int = 3) -> Verdict:
@@ -335,7 +247,7 @@ def _withdraw(
 ) -> None:
     """Leave in the journal what is sound, and take back that the stages are complete."""
     store = run.store
-    counted = not {"volumes/percentile", "volumes/outside"} & set(broken)
+    counted = not {"volumes/percentile", "volumes/outside", "volumes/escaped"} & set(broken)
     entries = stored_entries(store, name, damaged, bad_quality, counted)
     stages = {_maker(key) for key in broken} | ({"generate"} if damaged else set())
     first = min((stage for stage in stages if stage), key=STAGES.index, default=None)

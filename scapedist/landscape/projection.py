@@ -91,11 +91,19 @@ def _on_device(projection: Projection, array: np.ndarray) -> Any:
     return backend.to_device(array, projection.source.device)
 
 
+def masked_rows(projection: Projection, latents: np.ndarray) -> Any:
+    """Masked voxels (b, n_voxels) float32 of latents (b, zdim), where they are decoded."""
+    frame = _frame(projection, np.zeros(0), np.zeros((0, 0), np.float32))
+    rows = backend.array_module(frame.inside).empty((len(latents), len(frame.inside)), np.float32)
+    volumes = projection.source.decode(latents, projection.low_pass)
+    for row, volume in zip(rows, volumes, strict=True):
+        row[:] = frame.voxels(volume)
+    return rows
+
+
 def masked_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     """Masked voxels (b, n_voxels) float32 of latents (b, zdim), as the components take them."""
-    frame = _frame(projection, np.zeros(0), np.zeros((0, 0), np.float32))
-    volumes = projection.source.decode(latents, projection.low_pass)
-    return np.stack([backend.to_host(frame.voxels(volume)) for volume in volumes])
+    return backend.to_host(masked_rows(projection, latents))
 
 
 def whole_volumes(projection: Projection, latents: np.ndarray) -> np.ndarray:

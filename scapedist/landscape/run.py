@@ -19,12 +19,14 @@ from scapedist.landscape.settings import (
     GenerateSettings,
     MaskSettings,
     PcaSettings,
+    PopulationSettings,
     ReportSettings,
     SketchSettings,
     StatesSettings,
     changed,
     from_record,
 )
+from scapedist.landscape.whole import KEPT, forget_passes, measured_seconds, plan_whole, told_plan
 from scapedist.model.workdir import open_model
 from scapedist.store import GROUP, RunStore, disk_errors, embeddings, write_text
 from scapedist.workers import Serial, Workers
@@ -169,17 +171,32 @@ class Run(Recorded):
 
         ``exclude_states`` holds for this call alone: without it all volumes are taken.
         """
-        options["exclude_states"] = tuple(options.get("exclude_states") or ())
-        settings = self._settings("pca", PcaSettings, options)
-        included = analyse.included_volumes(self, settings.exclude_states)
+        settings, included = self._components(options)
         inputs = {"included": hashlib.sha256(np.packbits(included).tobytes()).hexdigest()}
+        fingerprint = self._fingerprint("pca", settings, inputs)
         self._stage(
             "pca",
             settings,
             inputs,
-            lambda begin: analyse.pca(self, settings, included, workers or Serial(), begin),
+            lambda begin: analyse.pca(
+                self, settings, included, workers or Serial(), fingerprint, begin
+            ),
         )
+        if settings.all_particles:
+            forget_passes(self)
         return self
+
+    def cost_of_all_particles(self, workers: Workers, **options: Any) -> str:
+        """What ``pca(workers, all_particles=True, ...)`` will take, from a few batches."""
+        settings, included = self._components(options)
+        plan = plan_whole(self, settings, workers, included)
+        return told_plan(plan, measured_seconds(self, workers, plan))
+
+    def _components(self, options: dict[str, Any]) -> tuple[PcaSettings, np.ndarray]:
+        """Settings of the components, and which volumes they are fitted to."""
+        exclude = tuple(options.get("exclude_states") or ())
+        settings = self._settings("pca", PcaSettings, options | {"exclude_states": exclude})
+        return settings, analyse.included_volumes(self, settings.exclude_states)
 
     def states(self, workers: Workers | None = None, **options: Any) -> Run:
         """Group the volumes into states; options as in :class:`StatesSettings`.
@@ -246,6 +263,41 @@ class Run(Recorded):
             embedder.remove_rows(embed.embed_method(settings))
             self._find_missed(embedder)
             self._place()
+        return self
+
+    def population(self, workers: Workers | None = None, **options: Any) -> Run:
+        """Look at all particles together; options as in :class:`PopulationSettings`.
+
+        Writes ``population/``: principal axes of all particles' coordinates, k-means groups with
+        the particle nearest to each center, and densities on the leading axes; that particle's
+        volume of each group as ``maps/population/group_NN.mrc``.
+
+        Parameters
+        ----------
+        workers
+            As for :meth:`generate`.
+
+        Raises
+        ------
+        RunError
+            Where no particles are embedded.
+        """
+        from scapedist.landscape import particles, population
+        from scapedist.landscape.embedder import Embedder
+
+        settings = changed(PopulationSettings(), options)
+        with self.store.lock(), disk_errors(self.directory):
+            method = particles.placed_by(self.store)
+            embedder = Embedder(self, workers or Serial())
+            fingerprint = embedder.fingerprint(
+                "population", self._record_of(f"embedding/{method}"), dataclasses.asdict(settings)
+            )
+            self._beside(
+                "population",
+                settings,
+                fingerprint,
+                lambda begin: population.population(embedder, method, settings, begin),
+            )
         return self
 
     def _find_missed(self, embedder: Any) -> None:
@@ -429,7 +481,7 @@ def _remove(output: Path) -> None:
     import shutil
 
     RunStore(output)  # an error where it is not a run of ours
-    for name in (GROUP, "maps", "states", "plots"):
+    for name in (GROUP, "maps", "states", "plots", KEPT):
         shutil.rmtree(output / name, ignore_errors=True)
     for path in (output / "report.html", output / "volumes.journal", *output.glob("*.rows")):
         path.unlink(missing_ok=True)

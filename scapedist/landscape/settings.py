@@ -12,6 +12,7 @@ from scapedist.analysis.linkage import LINKAGES
 from scapedist.analysis.sketch import METHODS
 from scapedist.errors import InputError
 from scapedist.model.decoder import DTYPES
+from scapedist.plan import PANEL_BYTES, plan_linkage
 
 S = TypeVar("S")
 NOT_WHERE_CLIPPED = (
@@ -150,6 +151,8 @@ class PcaSettings:
     solver
         ``gram``: from the matrix of the volumes' inner products; ``iteration``: from passes over
         the volumes; ``auto``: the former where it fits the memory.
+    all_particles
+        Components of all particles' volumes, decoded in every pass, instead of the sketch's.
     clip_negative, soft_mask
         cryoDRGN's habits: density below zero set to zero; voxels weighted by the mask.
     exclude_states
@@ -158,6 +161,7 @@ class PcaSettings:
 
     components: int = 20
     solver: str = "auto"
+    all_particles: bool = False
     clip_negative: bool = False
     soft_mask: bool = False
     exclude_states: tuple[int, ...] = ()
@@ -258,6 +262,26 @@ class EmbedSettings:
             )
 
 
+@dataclass(frozen=True)
+class PopulationSettings:
+    """How all particles are looked at together.
+
+    Attributes
+    ----------
+    groups
+        Of k-means.
+    seed
+        Of k-means.
+    """
+
+    groups: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("There is a group or more", self.groups, 1, "--groups")
+        _at_least("A seed is 0 or more", self.seed, 0, "--seed")
+
+
 def check_pixel_size(angstroms: float | None) -> None:
     """Refuse a pixel size that none can have."""
     if angstroms is not None and not 0 < angstroms < math.inf:
@@ -301,6 +325,14 @@ def check_together(options: dict[str, dict[str, Any]]) -> None:
     for path in (chosen["mask"].mask, chosen["sketch"].exclude_particles):
         if path is not None and not Path(path).is_file():
             raise InputError(f"{path} cannot be read: there is no such file. Give its path.")
+
+
+def check_linkage(options: dict[str, dict[str, Any]], memory: int) -> None:
+    """Refuse a sketch that cannot be joined within a memory, before anything is decoded."""
+    sketch = changed(SketchSettings(), options.get("sketch", {}))
+    if not sketch.maps and 8 * sketch.size**2 > PANEL_BYTES:  # of few volumes anything has room
+        linkage = changed(StatesSettings(), options.get("states", {})).linkage
+        plan_linkage(sketch.size, linkage, memory)
 
 
 def _at_least(rule: str, value: int, least: int, option: str) -> None:

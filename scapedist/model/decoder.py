@@ -10,6 +10,8 @@ from scapedist.errors import InputError
 from scapedist.model.lattice import Lattice, make_lattice
 
 DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
+ENCODED_ARRAYS = 4
+"""Of a block's size, that are held while positions are encoded."""
 CACHE_BYTES = 64 * 2**20
 """First-layer activations of all points are kept between batches where they need no more."""
 
@@ -82,6 +84,17 @@ class Decoder:
         """Bytes of first-layer activations that are kept between batches."""
         n_bytes = lattice.n_points * self.hidden_size * 4
         return n_bytes if n_bytes <= CACHE_BYTES else 0
+
+    @property
+    def encoded_bytes(self) -> int:
+        """Bytes of encoded positions, on the CPU, while a block of the first layer is made."""
+        n_features = self.weights[0].size // self.hidden_size
+        return ENCODED_ARRAYS * 4 * cpu_block_rows(self.hidden_size) * n_features
+
+
+def cpu_block_rows(hidden_size: int) -> int:
+    """Points in a block on one core: activations of about the size of its own cache."""
+    return max(1024, 3 * 2**16 // hidden_size)
 
 
 def check_latents(latents: np.ndarray, zdim: int) -> np.ndarray:

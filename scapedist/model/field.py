@@ -19,7 +19,13 @@ import torch
 
 from scapedist.backend import out_of_memory, pool_bytes
 from scapedist.errors import ResourceError
-from scapedist.model.decoder import CACHE_BYTES, Decoder, check_dtype, check_latents
+from scapedist.model.decoder import (
+    CACHE_BYTES,
+    Decoder,
+    check_dtype,
+    check_latents,
+    cpu_block_rows,
+)
 from scapedist.model.hartley import volumes_from_values
 from scapedist.model.lattice import Lattice
 
@@ -331,7 +337,7 @@ class Field:
         Several threads share a product, and wait for one another at its end: they get longer ones.
         """
         width = self.decoder.hidden_size
-        rows = max(1024, 3 * 2**16 // width) if self._on_cpu else DEVICE_ACTIVATIONS // width
+        rows = cpu_block_rows(width) if self._on_cpu else DEVICE_ACTIVATIONS // width
         if self._on_cpu and torch.get_num_threads() > 1:
             rows *= 4
         if self.memory_bytes is None:

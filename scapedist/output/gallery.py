@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scapedist.output import images, mosaics, plots
 from scapedist.output.digest import Digest, Traversal, read_traversals
 from scapedist.output.mosaics import Strip
-from scapedist.output.page import Html, image, section, tag
+from scapedist.output.page import Html, image, section, table, tag
 from scapedist.output.plots import component_name, percent
 
 MAX_TRAVERSALS = 5
@@ -204,4 +204,32 @@ def mask(digest: Digest, drawn: Plots) -> Html:
             f"compared, outlined on slices of the whole box. {sentence}",
         ),
         show(drawn, "mask.png", png, "slices of the mask"),
+        *_escaped(digest),
     )
+
+
+def _escaped(digest: Digest) -> list[object]:
+    """What volumes have outside the mask, where nothing of them is stored."""
+    fractions = digest.array("volumes/escaped")
+    if fractions is None:
+        return []
+    fractions, results = fractions[...], digest.stages["generate"]["results"]
+    n, worst = results["volumes_that_escape"], results["worst_volumes"]
+    words = (
+        "Voxels outside the mask were not stored. Of the density above the mask's threshold, "
+        f"{percent(results['escaped_fraction_median'])} lies there in the median volume, at most "
+        f"{percent(results['escaped_fraction_max'])}. "
+    )
+    if not n:
+        return [tag("h3", "What escaped"), tag("p", words + "No volume has much of it there.")]
+    words += (
+        f"{n:,} of {len(fractions):,} volumes have more than a fiftieth of it there: what they "
+        "are apart in may be missed. A larger pilot (--pilot-volumes) or mask (--dilate), or "
+        "--store volumes, would keep it. Maps of the worst are in maps/escaped."
+    )
+    rows = [
+        [f"volume {row}", percent(float(fractions[row])), f"{digest.occupancy[row]:,}"]
+        for row in worst
+    ]
+    header = ["worst", "of its density outside", "particles"]
+    return [tag("h3", "What escaped"), tag("p", words), table(header, rows, "numbers")]

@@ -26,6 +26,8 @@ COLOURS = (
 ).split()
 GREY = "#BBBBBB"
 INK = "#333333"
+DEPTH = 8
+"""Units of -ln(density) that are shown below the densest place."""
 FEW_POINTS = 5  # states of so few are drawn large
 _MARKERS = ("o", "s", "D", "^")
 
@@ -287,6 +289,49 @@ def landscape_maps(drawn: Mapping[str, Any], names: Sequence[str], n_states: int
         bar.ax.tick_params(labelsize=8, colors=INK)
         if name == "state":
             bar.set_ticks(np.linspace(0, n_states - 1, min(n_states, 10)).round().tolist())
+    return figure
+
+
+def densities(
+    edges: NDArray, pairs: NDArray, density: NDArray, shares: NDArray, centers: NDArray
+) -> Figure:
+    """Plot how thinly all particles lie on pairs of axes: -ln(density), 0 at the densest place.
+
+    Parameters
+    ----------
+    edges : (k, g + 1)
+        Of the grid's cells along each axis.
+    pairs : (m, 2)
+        Axes of each density.
+    density : (m, g, g)
+        Along the first axis, then the second.
+    shares : (k,)
+        Of the variance, of each axis.
+    centers : (groups, k)
+        Of groups, marked and numbered.
+    """
+    figure = Figure(figsize=(3.5 * len(pairs) + 0.9, 3.5))
+    width = 1 / (len(pairs) + 0.25)
+    levels = np.arange(0, DEPTH + 0.5)
+    for number, ((i, j), grid) in enumerate(zip(pairs.tolist(), density, strict=True)):
+        rect = ((number + 0.17) * width, 0.15, 0.78 * width, 0.8)
+        names = [f"axis {k + 1} ({percent(shares[k])})" for k in (i, j)]
+        ax = _axes(figure, rect, *names)
+        x, y = ((edges[k, 1:] + edges[k, :-1]) / 2 for k in (i, j))
+        peak = max(float(grid.max()), 1e-300)
+        energy = -np.log(np.maximum(grid.T / peak, np.exp(-DEPTH - 1)))
+        shown = ax.contourf(x, y, energy, levels, cmap="viridis_r")
+        ax.contour(x, y, energy, levels, colors="white", linewidths=0.3)
+        ax.plot(centers[:, i], centers[:, j], "o", ms=4, mfc="white", mec=INK)
+        for group, place in enumerate(centers):
+            ax.annotate(
+                str(group), place[[i, j]], (4, 3), textcoords="offset points", fontsize=8,
+                color=INK,
+            )  # fmt: skip
+        ax.set(xlim=(edges[i, 0], edges[i, -1]), ylim=(edges[j, 0], edges[j, -1]))
+    bar = figure.colorbar(shown, cax=figure.add_axes((1 - 0.16 * width, 0.15, 0.03 * width, 0.8)))
+    bar.set_label("-ln(density / largest)", fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=INK)
     return figure
 
 

@@ -52,6 +52,8 @@ def population(digest: Digest, drawn: Plots) -> Html:
         *_missed(digest),
         *_axes(digest),
     ]
+    if "population" in beside:
+        parts += _together(digest, beside["population"]["results"], drawn)
     if "crosscheck" in beside:
         parts += _crosscheck(digest, beside["crosscheck"]["results"], drawn)
     return section("all-particles", "All particles", *parts)
@@ -307,6 +309,37 @@ def _axes(digest: Digest) -> list[object]:
         tag("p", words),
         details("the first ten", table(headers, rows, "numbers")),
     ]
+
+
+def _together(digest: Digest, results: Mapping[str, Any], drawn: Plots) -> list[object]:
+    """Densities of all particles on their principal axes, and their k-means groups."""
+    variance = digest.array("population/axes/variance")[...]
+    vectors, mean = (digest.array(f"population/axes/{name}")[...] for name in ("vectors", "mean"))
+    pairs, edges = (digest.array(f"population/density_{name}")[...] for name in ("axes", "edges"))
+    centers = (digest.array("population/center")[...] - mean) @ vectors[: len(edges)].T
+    n_particles, medoids = results["n_particles"], digest.array("population/medoid")[...]
+    parts: list[object] = [
+        tag("h3", "Density of all particles"),
+        tag(
+            "p",
+            "How densely particles lie on the principal axes of their own coordinates: -ln of the "
+            "density, 0 where it is largest; in units of kT a free energy, if particles are drawn "
+            "from equilibrium and none is misplaced. Numbers are the centers of k-means groups of "
+            "all particles; maps of the particle nearest to each are in maps/population.",
+        ),
+    ]
+    if len(pairs):
+        density, shares = digest.array("population/density")[...], variance / variance.sum()
+        figure = plots.densities(edges, pairs, density, shares, centers)
+        png = plots.to_png(figure)
+        parts.append(show(drawn, "density.png", png, "density of all particles"))
+    total = max(sum(n_particles), 1)
+    rows = [
+        [f"{group}", f"{n:,}", percent(n / total), f"{medoids[group]}"]
+        for group, n in enumerate(n_particles)
+    ]
+    header = ["group", "particles", "of all", "nearest to its center"]
+    return [*parts, details("the groups", table(header, rows, "numbers"))]
 
 
 def _crosscheck(digest: Digest, results: Mapping[str, Any], drawn: Plots) -> list[object]:

@@ -35,6 +35,7 @@ _NOT_ALWAYS_PLOTTED = (
     "latent_umap.png",
     "sketch_quality.png",
     "all_particles.png",
+    "density.png",
     "crosscheck.png",
 )
 

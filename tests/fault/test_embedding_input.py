@@ -220,7 +220,7 @@ def test_a_killed_embedding_resumes(run):
 def test_a_damaged_embedding_is_found_and_made_again(run, scapedist):
     few_particles(run, 60).embed(method="exact")
     before = Run(run).store.read("embedding/exact/coordinates")
-    chunk = next((run / "landscape.zarr/embedding/exact/coordinates").rglob("c/0/0"))
+    chunk = next((run / "landscape.zarr/embedding/exact/coordinates").rglob("c.0.0"))
     flip(chunk)
     done = scapedist("verify", run, "--sample", 0)
     assert done.code == 1

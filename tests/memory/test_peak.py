@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from growth import write_masked_run
 from random_model import write_random_model
 
 # the high-water mark of this program: ru_maxrss would count the process that started it too
@@ -47,6 +48,36 @@ volumes = built["training_volumes"] + built["held_out"]
 fields = 4 * volumes * run.model.decoder.lattice(96).n_points
 print(json.dumps([peak_bytes() - before, fields]))
 """
+STAGES = """
+from scapedist.landscape import Run
+from scapedist.plan import plan_components, plan_linkage
+from scapedist.workers import Serial
+place, n, p, solver, linkage, limit = sys.argv[1:]
+n, p, limit = int(n), int(p), int(limit)
+run = Run(place)
+peaks = []
+run.pca(Serial(memory_limit=limit), solver=solver)
+peaks.append([peak_bytes(), plan_components(n, p, 20, limit, True, 1, solver=solver).here_bytes])
+run.states(Serial(memory_limit=limit), linkage=linkage, states=5)
+joined = plan_linkage(n, linkage, limit)
+peaks.append([peak_bytes(), max(joined.here_bytes, peaks[0][1])])
+print(json.dumps([peaks, joined.kind, run.store.stages["pca"]["results"]["solver"]]))
+"""
+WHOLE = """
+from pathlib import Path
+from scapedist.landscape import analyze
+workdir, output, store, embedding = sys.argv[1:]
+analyze(workdir, 14, output, n_workers=1, size=100, store=store, embedding=embedding)
+files = [path for path in Path(output).rglob("*") if path.is_file()]
+print(json.dumps([peak_bytes(), sum(path.stat().st_size for path in files)]))
+"""
+COST = """
+from scapedist.landscape.cost import cost_of_run
+workdir, store, embedding = sys.argv[1:]
+chosen = {"sketch": {"size": 100}, "generate": {"store": store}}
+cost = cost_of_run(workdir, 14, None, 1, None, chosen, embedding)
+print(json.dumps([cost.here_bytes, cost.disk_bytes]))
+"""
 
 
 def run_python(code: str, *arguments: object):
@@ -55,7 +86,7 @@ def run_python(code: str, *arguments: object):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("box_size", "width"), [(32, 32), (96, 16), (128, 8)])
+@pytest.mark.parametrize(("box_size", "width"), [(32, 32), (96, 64), (128, 64)])
 def test_a_worker_takes_at_most_what_was_planned(tmp_path, box_size, width):
     workdir = write_random_model(
         tmp_path / "model", box_size=box_size, layers=1, width=width, zdim=2, n_particles=40
@@ -80,3 +111,33 @@ def test_a_reduced_map_is_built_without_its_fields(tmp_path):
     grown, fields = run_python(REDUCED, workdir, tmp_path / "run")
     assert fields > 200 * 2**20
     assert grown < 0.3 * fields
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "solver", "linkage", "limit_mib", "kind"),
+    [
+        (3000, 2000, "gram", "average", 2048, "distances"),
+        (3000, 8000, "iteration", "average", 600, "distances"),
+        (9000, 1000, "auto", "ward", 710, "vectors"),
+        (9000, 1000, "auto", "average", 710, "two-level"),
+    ],
+)
+def test_components_and_states_keep_to_the_limit(tmp_path, n, p, solver, linkage, limit_mib, kind):
+    made = write_masked_run(tmp_path, n, p)
+    limit = limit_mib * 2**20
+    peaks, joined, used = run_python(STAGES, made, n, p, solver, linkage, limit)
+    assert joined == kind
+    assert used == (solver if solver != "auto" else "iteration")
+    for peak, planned in peaks:
+        assert peak <= planned <= limit
+        assert peak >= 0.3 * planned  # torch, which it counts, is not loaded here
+
+
+@pytest.mark.parametrize(
+    ("store", "embedding"), [("volumes", "none"), ("masked", "none"), ("volumes", "reduced")]
+)
+def test_a_whole_run_takes_what_its_plan_says(adk_workdir, tmp_path, store, embedding):
+    peak, disk = run_python(WHOLE, adk_workdir, tmp_path / "run", store, embedding)
+    planned_peak, planned_disk = run_python(COST, adk_workdir, store, embedding)
+    assert peak / 1.1 < planned_peak < 1.1 * peak
+    assert disk / 1.1 < planned_disk < 1.1 * disk

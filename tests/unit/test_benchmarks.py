@@ -5,16 +5,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import alone
 import decode
 import embedding
 import gpu_check
+import landscape_full
+import linkage
 import machine
 import memory
+import pca
+import processes
 import pytest
 import random_model
+import results
+import results_plot
+import store
 import torch
 import truth
 import whole_run
+from scipy.spatial.distance import pdist, squareform
 
 from scapedist import open_model
 
@@ -72,19 +81,110 @@ def test_random_models_are_the_same_for_the_same_seed(tmp_path):
     assert (first.decode(first.latents[:1]) != other.decode(first.latents[:1])).any()
 
 
-def test_whole_run():
+@pytest.fixture
+def one_thread(monkeypatch):
+    """Torch on one thread, in commands too: two wait for each other where tests share cores."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with machine.n_threads(1):
+        yield
+
+
+def test_whole_run(one_thread):
     results = whole_run.compare("tiny", n_workers=1)
-    assert [row["program"] for row in results["rows"]] == ["cryodrgn", "scapedist"]
-    for row in results["rows"]:
-        assert row["seconds"] > 0.5
+    theirs, ours = results["rows"]
+    assert [row["program"] for row in (theirs, ours)] == ["cryodrgn", "scapedist"]
+    for row in (theirs, ours):
+        assert row["sketch"] == 30
+        assert min(row["seconds"], row["cpu seconds"]) > 0.5
         assert row["peak MiB"] > row["idle MiB"] > 50
+        assert row["above idle MiB"] == row["peak MiB"] - row["idle MiB"]
+        assert row["disk MiB"] > 30 * 16**3 * 4 / 2**20  # its volumes
+    (ratios,) = results["ratios"]
+    assert ratios["time"] == pytest.approx(theirs["seconds"] / ours["seconds"])
+    assert ratios["disk"] == pytest.approx(theirs["disk MiB"] / ours["disk MiB"])
+    assert json.loads(json.dumps(results))["benchmark"] == "whole_run"
+
+
+UMAP = """
+from scipy.sparse import eye
+
+class UMAP:
+    def __init__(self, n_neighbors):
+        pass
+
+    def fit_transform(self, rows):
+        self.graph_ = eye(len(rows), k=1, format="csr")
+        return rows[:, :2]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # cryoDRGN's
+def test_landscape_full(one_thread, monkeypatch, tmp_path):
+    (tmp_path / "umap.py").write_text(UMAP)  # cryoDRGN's other half a minute is its compilation
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    idle = {"cryodrgn": 60 * 2**20, "scapedist": 61 * 2**20}  # test_whole_run measures these
+    monkeypatch.setattr(landscape_full, "idle_bytes", lambda n_workers: idle)
+    results = landscape_full.compare("tiny", n_workers=1)
+    rows = {(row["program"], row["training volumes"]): row for row in results["rows"]}
+    full, both = "analyze_landscape_full", "both"
+    counts = (50, 100, 10_000)
+    assert set(rows) == {
+        ("scapedist", ""),
+        ("analyze_landscape", ""),
+        *((name, n) for name in (full, both) for n in counts),
+    }
+    for (_, n), row in rows.items():
+        assert row["extrapolated"] == (n == 10_000)
+        assert row["peak MiB"] > row["idle MiB"] > 50
+    first, ours = rows["analyze_landscape", ""], rows["scapedist", ""]
+    for n in counts:
+        assert rows[both, n]["seconds"] == first["seconds"] + rows[full, n]["seconds"]
+        assert rows[both, n]["disk MiB"] > max(first["disk MiB"], rows[full, n]["disk MiB"])
+    each = (rows[full, 100]["seconds"] - rows[full, 50]["seconds"]) / 50
+    expected = rows[full, 100]["seconds"] + 9900 * each
+    assert rows[full, 10_000]["seconds"] == pytest.approx(expected)
+    assert [row["extrapolated"] for row in results["ratios"]] == [False, False, True]
+    assert results["ratios"][0]["time"] == rows[both, 50]["seconds"] / ours["seconds"]
+    exact, *guessed = results["accuracy"]
+    assert exact["program"] == "scapedist, exact"  # its default for few particles
+    assert exact["relative error"] < 1e-5
+    assert [row["training volumes"] for row in guessed] == [50, 100]
+    assert all(1e-3 < row["relative error"] < 1 for row in guessed)  # 1: of the mean alone
     json.dumps(results)
+
+
+def test_a_line_through_times():
+    rows = [{"training volumes": n, "seconds": 3 + 0.5 * n} for n in (10, 20, 40)]
+    assert landscape_full.line(rows, "seconds") == pytest.approx(
+        {"start": 3, "each": 0.5, "misfit": 0}, abs=1e-9
+    )
+    rows[1]["seconds"] += 7
+    assert landscape_full.line(rows, "seconds")["misfit"] == pytest.approx(4.5)
+
+
+def test_what_else_the_machine_did_is_measured():
+    work = "import time\nend = time.time() + 2\nwhile time.time() < end: pass"
+    other = subprocess.Popen([sys.executable, "-c", work])
+    measured = processes.measure(["sleep", "1"])
+    other.wait()
+    assert measured.cpu_seconds < 0.2 < measured.others_seconds
+
+
+def test_files_are_counted_once(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "volume").write_bytes(bytes(1000))
+    assert processes.disk_bytes(tmp_path) == 1000
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "volume")
+    assert 1000 < processes.disk_bytes(tmp_path) < 2000
 
 
 def test_memory():
     results = memory.compare("tiny")
     assert [row["sketch"] for row in results["rows"]] == [12, 48]
     assert 0.5 < results["peak_ratio"] < 2
+    for row in results["rows"]:
+        assert 50 < row["largest process MiB"] <= row["peak MiB"]
 
 
 def test_truth():
@@ -155,3 +255,234 @@ assert any("plain files" in row["what"] for row in found["rows"])
 """
     place = str(Path(gpu_check.__file__).parent)
     subprocess.run([sys.executable, "-c", code, place], check=True, capture_output=True)
+
+
+def test_store(tmp_path, capsys):
+    found = store.run("tiny", tmp_path / "store.json", tmp_path)
+    rows = {(row["what"], row["stored"], row["way"]): row for row in found["rows"]}
+    assert len(rows) == len(found["rows"])
+    n_values = {"whole": 16**3, "masked": 16**3 // 4}
+    for (what, stored, way), row in rows.items():
+        mib = 4 * n_values[stored] / 2**20
+        assert row["MiB/s"] == pytest.approx(1e3 * mib / row["ms a volume"])
+        assert row["10 %"] <= row["rate to files"] <= row["90 %"]
+        if way == "plain files":
+            assert row["rate to files"] == 1
+        if what == "write":
+            assert row["ms a volume"] <= rows["to the disk", stored, way]["ms a volume"]
+    for what, n_ways in (("write", 5), ("to the disk", 5), ("read one", 8), ("read all", 8)):
+        ways = [row for key, row in rows.items() if key[:2] == (what, "whole")]
+        assert len(ways) == n_ways
+        maps = [row for row in ways if row["way"] in store.MRC]
+        assert min(maps, key=lambda row: row["ms a volume"])["time to MRC"] == 1
+    assert rows["read one", "whole", "mrcfile.open"]["to one not copied"] == 1
+    for target in found["targets"]:
+        what, key = target["target"].split(": ")
+        assert target["found"] == rows[what, target["stored"], "scapedist"][key]
+        least = what == "write"
+        assert target["met"] == (target["found"] >= 0.7 if least else target["found"] <= 1)
+    assert [t["stored"] for t in found["targets"]] == ["whole", "whole", "whole", "masked"]
+    written = json.loads((tmp_path / "store.json").read_text())
+    assert written.pop("machine")["processor"]
+    assert written == found
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+    assert "reading one volume at random" in capsys.readouterr().out
+
+
+def test_store_takes_ratios_of_the_same_round():
+    times = {
+        "plain files": [1.0, 2.0, 10.0],
+        "scapedist": [2.0, 4.0, 10.0],
+        "mrcfile.open, copied": [4.0, 16.0, 5.0],
+        "mrcfile.mmap, copied": [30.0, 30.0, 30.0],
+        "mrcfile.open": [1.0, 1.0, 1.0],
+    }
+    files, ours, *_ = store.summary(times, 2**20)
+    assert (files["rate to files"], files["ms a volume"]) == (1, 2000)
+    assert ours["MiB/s"] == 0.25
+    assert (ours["rate to files"], ours["time to MRC"], ours["to one not copied"]) == (0.5, 0.5, 4)
+    assert ours["10 %"] == 0.5
+    assert ours["90 %"] == pytest.approx(0.9)
+
+
+def test_store_compares_what_it_read(monkeypatch):
+    sound = store.read_rows
+    monkeypatch.setattr(store, "read_rows", lambda *given: 2 * sound(*given))
+    with pytest.raises(RuntimeError, match="scapedist: volume 0 is not what was written"):
+        store.run("tiny", None)
+
+
+def test_store_writes_as_a_run_does(tmp_path):
+    for shape in ((3, 4, 4, 4), (3, 16)):
+        place = tmp_path / str(len(shape))
+        write = store.to_store(place, shape)
+        assert write.func is store.write_row
+        (array,) = write.args
+        assert array.chunks == (1, *shape[1:])
+        assert array.path == ("volumes/0" if len(shape) == 4 else "volumes/masked")
+        write(1, torch.ones(shape[1:]).numpy())
+        assert array[1].tolist() == torch.ones(shape[1:]).tolist()
+
+
+def test_results_page(tmp_path, capsys):
+    folder = tmp_path / "results"
+    (decoded,) = decode.run("tiny", folder / "decode.json", [1], "D=16 3x32")
+    stored = store.run("tiny", folder / "by_another_name.json")
+    (folder / "truth.json").write_text('{"rows": [')
+    (folder / "weather.json").write_text('{"rows": [{"rain": 1}]}')
+    capsys.readouterr()
+    names = results.run(folder, tmp_path / "page" / "RESULTS.md")
+    assert names == ["decode", "store"]
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith("left out: truth.json (")
+    assert said[1] == "left out: weather.json (not of a benchmark known here)"
+    page = (tmp_path / "page" / "RESULTS.md").read_text()
+    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    assert headings == ["## Decoding", "## Volumes on disk"]
+    fast, error = (results.text(decoded[key]) for key in ("times_as_fast", "relative_error"))
+    (line,) = [line for line in page.splitlines() if line.startswith("| D=16 3x32 |")]
+    assert f" {fast} |" in line
+    assert f" {error} |" in line
+    rows = [line for line in page.splitlines() if line.startswith("| 16 |")]
+    assert len(rows) == len(stored["rows"])
+    assert str(tmp_path) not in page
+    tables = [line.split(" | ") for line in page.splitlines() if line.startswith("|")]
+    assert max(map(len, tables)) <= results.MOST_COLUMNS
+    for name in names:
+        assert f"(plots/{name}.png)" in page
+        data = (tmp_path / "page" / "plots" / f"{name}.png").read_bytes()
+        assert data.startswith(b"\x89PNG")
+
+
+def test_results_without_files(tmp_path):
+    assert results.run(tmp_path, tmp_path / "RESULTS.md") == []
+    assert (tmp_path / "RESULTS.md").read_text().startswith("# Measurements")
+
+
+def test_results_of_other_rows_are_no_reason_to_stop(tmp_path, capsys):
+    for name in results.SECTIONS:
+        (tmp_path / f"{name}.json").write_text('{"rows": [{"other": 1.5}], "scaling": 3}')
+    names = results.run(tmp_path, tmp_path / "RESULTS.md")
+    assert names == list(results.SECTIONS)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert page.count("| other |") == 2  # of those that have no columns of their own
+    assert "![" not in page
+    assert "not drawn: decode" in capsys.readouterr().out
+
+
+def test_results_in_numbers_and_their_command():
+    given = (12345, 1234.5, 12.345, 0.0012345, 1.2345e-7, 0.0, True, "a|b", None, [1])
+    shown = ["12,345", "1,234", "12.3", "0.00123", "1.2e-07", "0", "yes", "a\\|b", "", ""]
+    assert [results.text(value) for value in given] == shown
+    command = "/there/store.py --size full --output=/x.json --place /there --plot /y.png"
+    assert results.command(command) == "python benchmarks/store.py --size full"
+
+
+def test_results_are_drawn_against_two_sizes_and_more():
+    rows = [
+        {"n": n, "method": method, "seconds": n * factor, "MiB": ""}
+        for method, factor in (("a", 1.0), ("b", 2.0))
+        for n in (1000, 10)
+    ]
+    figure = results_plot.by_size({"rows": rows})
+    (axes,) = figure.axes  # nothing to draw of the memory
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    assert axes.lines[1].get_xdata().tolist() == [10, 1000]
+    assert axes.lines[1].get_ydata().tolist() == [20, 2000]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10", "1,000"]
+    assert results_plot.by_size({"rows": rows[::2]}) is None
+    assert results_plot.lines(rows[::2], "n", "method", {"seconds": "time"}, "n") is None
+
+
+def test_pca(monkeypatch):
+    monkeypatch.setattr(pca, "find_spec", lambda name: None)
+    methods = (pca.GRAM, pca.PASSES, pca.FULL, "dask-ml, PCA")
+    found = pca.run("tiny", methods, n_workers=1)
+    *measured, missing = found["rows"]
+    assert [row["method"] for row in found["rows"]] == list(methods)
+    assert missing["error"] == "not installed"
+    for row in measured:
+        assert (row["rows"], row["voxels"], row["processes"], row["error"]) == (60, 500, 1, "")
+        assert row["seconds"] > 0
+        assert 0 < row["above idle MiB"] < 50
+        bound = 1e-10 if row["method"] in pca.OURS else 1e-4  # rounding of float64, of float32
+        assert max(row["angle"], row["variance error"]) < bound
+    assert found["targets"] == []
+    assert json.loads(json.dumps(found))["benchmark"] == "pca"
+
+
+def test_pca_targets_are_of_the_way_that_a_run_takes():
+    def row(method, processes, seconds, voxels):
+        return {"method": method, "processes": processes, "seconds": seconds, "angle": 1e-7,
+                "rows": 1000, "voxels": voxels, "above idle MiB": 10 * seconds}  # fmt: skip
+
+    for voxels, met in ((1000, False), (100_000, True)):  # of many voxels by two processes
+        ways = ((pca.GRAM, 1, 6), (pca.GRAM, 2, 3), (pca.FULL, 1, 4), (pca.RANDOMIZED, 1, 2))
+        rows = [row(*way, voxels) for way in ways]
+        angle, full, randomized, memory = pca.targets(pca.Case(1000), rows)
+        assert angle["met"]
+        assert (full["met"], randomized["met"], memory["met"]) == (met, met, False)
+        assert full["found"] == (0.75 if met else 1.5)
+        assert memory["found"] == (1.5 if met else 3)
+
+
+def test_pca_by_two_processes_and_what_fails(tmp_path):
+    group = pca.make_store(pca.Case(70, voxels=300), tmp_path)
+    result = tmp_path / "found.npz"
+    assert pca.alone("pca", pca.GRAM, "2", *map(str, (group, group, result)))["bytes"] > 0
+    vectors, variance = pca.exact(group)
+    assert max(pca.errors(result, (vectors, variance)).values()) < 1e-10
+    turned = vectors.copy()
+    turned[0] += 1e-3 * pca.exact(group, 21)[0][-1]
+    wrong = pca.errors(result, (turned, variance * 1.01))
+    assert wrong == pytest.approx({"angle": 1e-3, "variance error": 0.01 / 1.01}, rel=1e-3)
+    found = pca.alone("pca", pca.GRAM, "1", *["/nowhere"] * 3)
+    assert "nowhere" in found["error"]
+    found = pca.alone("pca", "no method", "1", *["/nowhere"] * 3)
+    assert found["error"] == "KeyError: 'no method'"
+
+
+def test_the_peak_of_a_process():
+    before = alone.reset_peak()
+    held = bytearray(64 * 2**20)
+    del held
+    assert 60 * 2**20 < alone.peak_bytes() - before < 80 * 2**20
+    assert alone.reset_peak() < before + 20 * 2**20
+
+
+def test_linkage():
+    found = linkage.run("tiny")
+    rows = {row["program"]: row for row in found["rows"]}
+    assert list(rows) == list(linkage.PROGRAMS)
+    for name, row in rows.items():
+        assert (row["n"], row["linkage"], row["error"]) == (100, "ward", "")
+        assert row["seconds"] > 0
+        if name == linkage.TWO_LEVELS:
+            assert 0.3 < row["Rand index"] <= 1  # 0: by chance
+        else:
+            assert row["merges unlike"] == 0
+            assert row["height error"] < 1e-12
+    assert found["exponents"] == []  # of one size
+    assert json.loads(json.dumps(found))["benchmark"] == "linkage"
+
+
+def test_linkage_is_given_distances_and_told_of_other_trees(tmp_path):
+    linkage.write_points(tmp_path / "points", 300)
+    given = {make.__name__: make(tmp_path / "points") for make in
+             (linkage.points, linkage.distances, linkage.square)}  # fmt: skip
+    exact = pdist(given["points"])
+    assert given["distances"] == pytest.approx(exact, rel=1e-12)
+    assert given["square"] == pytest.approx(squareform(exact) ** 2, rel=1e-12)
+    trees = [linkage.by_scipy(exact, method) for method in ("average", "ward", "complete")]
+    same, other, third = (linkage.compared("any", tree, trees[0]) for tree in trees)
+    assert same == {"merges unlike": 0, "height error": 0}
+    assert min(other["merges unlike"], third["merges unlike"]) > 50
+    assert min(other["height error"], third["height error"]) > 0.1
+    rows = [
+        {"n": n, "linkage": "a", "program": "b", "seconds": 2 * n**2.5, "above idle MiB": n / 7,
+         "error": ""}
+        for n in (10, 40, 100)
+    ]  # fmt: skip
+    (fitted,) = linkage.exponents(rows)
+    assert (fitted["time"], fitted["memory"]) == pytest.approx((2.5, 1))

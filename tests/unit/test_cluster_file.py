@@ -268,11 +268,11 @@ def test_a_file_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("kind: cpus\nmemory_limit: 4\n", "memory_limit is 0.00 GiB for 1 of them. Give 0.9GiB."),
+        ("kind: cpus\nmemory_limit: 4\n", "memory_limit is 0.00 GiB for 1 of them. Give 0.7GiB."),
         (
             JOBS.replace("8GiB", "1GiB") + "workers_per_job: 16\n",
-            "A worker takes 0.44 GiB before its first batch. In .* memory is 1.00 GiB for 16 of "
-            "them. Give 14.1GiB.",
+            "A worker takes 0.35 GiB before its first batch. In .* memory is 1.00 GiB for 16 of "
+            "them. Give 11.2GiB.",
         ),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
 
-from scapedist.analysis.passes import coordinates_of, principal_subspace
+from scapedist.analysis.passes import Passes, coordinates_of, principal_subspace
 
 
 def volumes(n=300, p=900, mean=0.0, seed=0):
@@ -30,9 +30,8 @@ def rows(request):
 
 
 def subspace(rows, block=70, n=10, columns=200, **options):
-    return principal_subspace(
-        lambda start, stop: rows[start:stop], len(rows), n, block, columns, **options
-    )
+    passes = Passes(lambda start, stop: rows[start:stop], len(rows), block)
+    return principal_subspace(passes, n, columns, **options)
 
 
 def svd(rows):
@@ -113,7 +112,7 @@ def test_the_rows_are_never_held():
         return weights @ basis
 
     tracemalloc.start()
-    principal_subspace(read, n, 4, block, 48)
+    principal_subspace(Passes(read, n, block), 4, 48)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < (48 + 7 * 16 + 10) * p * 8 + 3 * block * p * 8

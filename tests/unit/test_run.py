@@ -11,8 +11,9 @@ import xarray
 from scapedist import open_model
 from scapedist.errors import InputError, RunError
 from scapedist.landscape import Run, analyze
+from scapedist.landscape.cost import cost_of_run
 from scapedist.landscape.decode import decode_to_maps
-from scapedist.landscape.inspect import describe, plan, verify
+from scapedist.landscape.inspect import describe, verify
 from scapedist.model.safe_pickle import load_pickle
 from scapedist.workers import one_thread
 
@@ -270,11 +271,12 @@ def test_info_and_plan(finished, adk_workdir, tmp_path):
     found = describe(finished.directory)
     assert found["next"] is None
     assert found["volumes_done"] == N
-    cost = plan(adk_workdir, 14, tmp_path, n_workers=2)
-    assert cost["box_size"] == 48
-    assert cost["frequencies"] == pytest.approx(2 / 3 * np.pi * 24**3, rel=0.01)
-    assert cost["disk_bytes"] == pytest.approx(532 * 48**3 * 4, rel=1e-3)
-    assert 0 < cost["seconds_a_volume"] < 60
+    cost = cost_of_run(adk_workdir, 14, tmp_path, n_workers=2)
+    assert cost.box_size == 48
+    assert cost.frequencies == pytest.approx(2 / 3 * np.pi * 24**3, rel=0.01)
+    volumes = 532 * 48**3 * 4
+    assert cost.stages["generate"].disk_bytes == pytest.approx(volumes, rel=1e-3)
+    assert 0 < cost.seconds_a_volume < 60
 
 
 def test_decode_reproduces_the_reference_maps(adk_workdir, tmp_path):

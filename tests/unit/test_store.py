@@ -25,7 +25,7 @@ def store(tmp_path):
 def chunk(store: RunStore, name: str, number: str = "0") -> Path:
     """The file of one chunk of an array."""
     array = store.array(name)
-    return store.directory / GROUP / name / "c" / "/".join([number, *["0"] * (array.ndim - 1)])
+    return store.directory / GROUP / name / ".".join(["c", number, *["0"] * (array.ndim - 1)])
 
 
 def full_disk(directory: Path, free_bytes: int = 0):

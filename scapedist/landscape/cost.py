@@ -1,0 +1,421 @@
+"""What a run will take: time, memory and disk of each stage, from a few seconds' measurement."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scapedist import backend
+from scapedist.analysis.mask import density_percentile, mask_from_claims, threshold_of
+from scapedist.analysis.sketch import MAX_ITERATIONS, PLUSPLUS_LIMIT, nearest_center
+from scapedist.errors import InputError
+from scapedist.landscape import CHECKED_PARTICLES
+from scapedist.landscape.analyse import FEW_PRODUCTS, TRAVERSAL_POINTS, TRAVERSED_COMPONENTS
+from scapedist.landscape.generate import plan_generation, volume_box_size
+from scapedist.landscape.reduced_map import BLOCK_BYTES, FURTHER, HELD_OUT
+from scapedist.landscape.settings import STAGE_SETTINGS, MaskSettings, changed
+from scapedist.landscape.whole import USUAL_PASSES
+from scapedist.model.field import Field
+from scapedist.model.workdir import Model, open_model
+from scapedist.plan import (
+    IMPORT_BYTES,
+    ISOMETRIC_COLUMNS,
+    ComponentsPlan,
+    LinkagePlan,
+    check_disk,
+    plan_components,
+    plan_linkage,
+)
+from scapedist.workers import available_cores, one_thread
+from scapedist.workers.serial import MEMORY_SHARE, available_memory
+
+USUAL_POINTS = 400
+"""Points of a reduced map that meets the default tolerance, usually."""
+PILOT_SECONDS = 1.5
+"""Of decoding, to see how large a mask will be."""
+UNKNOWN_MASK = 0.1
+"""Of the box, where volumes take too long to decode to see."""
+PAIR_SECONDS = 3.2e-8
+"""Of linkage, for each two volumes."""
+WARD_ROUNDS = 2.5
+"""Times that Ward's linkage from coordinates computes the distances of all pairs, about."""
+MIB = 2**20
+REPORT_MEMORY_BYTES = 64 * MIB
+"""What the report loads and draws, beyond what other stages do."""
+MAP_BLOCKS = 2
+"""Blocks of features that building the reduced map holds."""
+REPORT_BYTES, REPORT_SECONDS = 8 * MIB, 2.0
+MAP_BYTES, MAP_SECONDS = 10 * MIB, 4.0
+"""Of building the reduced map, beside decoding."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage takes.
+
+    Attributes
+    ----------
+    seconds
+        On all workers.
+    here_bytes, worker_bytes
+        Peak of this process and of each worker.
+    disk_bytes
+        That it leaves.
+    """
+
+    seconds: float
+    here_bytes: int
+    worker_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes.
+
+    Attributes
+    ----------
+    volumes, box_size, voxels
+        Decoded for the sketch and its check; their box; about how many are in the mask.
+    frequencies
+        Evaluated for a volume.
+    batch_size, workers
+        Volumes of a batch; processes.
+    seconds_a_volume
+        Of one worker.
+    particles
+    solver, linkage
+        How components are found and volumes are joined.
+    stages
+        By name, in order.
+    exact_seconds, pass_seconds
+        To embed all particles exactly; of components of all particles, in all.
+    disk_free_bytes
+        Where the run would lie.
+    """
+
+    volumes: int
+    box_size: int
+    voxels: int
+    frequencies: int
+    batch_size: int
+    workers: int
+    seconds_a_volume: float
+    particles: int
+    solver: str
+    linkage: str
+    stages: dict[str, StageCost] = field(default_factory=dict)
+    exact_seconds: float = 0.0
+    whole_seconds: float = 0.0
+    disk_free_bytes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(stage.seconds for stage in self.stages.values())
+
+    @property
+    def here_bytes(self) -> int:
+        """Peak of this process."""
+        return max(stage.here_bytes for stage in self.stages.values())
+
+    @property
+    def worker_bytes(self) -> int:
+        """Peak of each worker."""
+        return max(stage.worker_bytes for stage in self.stages.values())
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of all that is kept."""
+        return sum(stage.disk_bytes for stage in self.stages.values())
+
+
+def cost_of_run(
+    workdir: str | Path,
+    epoch: int,
+    output: str | Path | None = None,
+    n_workers: int | None = None,
+    memory_limit: int | None = None,
+    chosen: dict[str, dict[str, Any]] | None = None,
+    embedding: str = "reduced",
+) -> Cost:
+    """Project a run's cost; next to nothing is decoded.
+
+    Parameters
+    ----------
+    workdir, epoch, output, n_workers, memory_limit, embedding
+        As for :func:`scapedist.landscape.analyze`.
+    chosen
+        Options by stage, as :func:`scapedist.landscape.settings.by_stage` sorts them.
+
+    Raises
+    ------
+    InputError
+        Where a number is impossible.
+    ResourceError
+        Where memory or disk does not suffice, with what would.
+    """
+    model, given = open_model(workdir, epoch), chosen or {}
+    options = {name: changed(kind(), given.get(name, {})) for name, kind in STAGE_SETTINGS.items()}
+    sketch, generate = options["sketch"], options["generate"]
+    if sketch.size > len(model.latents):
+        raise InputError(
+            f"A sketch has at most as many volumes as there are particles, {len(model.latents)}. "
+            f"{sketch.size} were asked for. Use --sketch-size {len(model.latents)} or less."
+        )
+    if n_workers is not None and n_workers < 1:
+        raise InputError(f"There is at least one worker. --workers is {n_workers}.")
+    workers = n_workers or available_cores()
+    n_quality = sketch.quality_groups * sketch.quality_members
+    box_size = volume_box_size(generate, model.box_size)
+    decoding = plan_generation(
+        model.decoder, box_size, generate, sketch.size + n_quality, memory_limit
+    )
+    memory = memory_limit or int(MEMORY_SHARE * available_memory())
+    linkage = plan_linkage(sketch.size, options["states"].linkage, memory)
+    free = _free_bytes(output)
+    if generate.store == "volumes":
+        check_disk(decoding.disk_bytes, free, str(output or "."))
+    measured = _Measured(model, generate.dtype, box_size, sketch.size, options["mask"])
+    components = plan_components(
+        sketch.size, measured.n_voxels, options["pca"].components, memory,
+        memory_limit is not None, workers, solver=options["pca"].solver,
+    )  # fmt: skip
+    r, p, n = options["pca"].components, measured.n_voxels, sketch.size
+    volume = measured.volume_bytes
+    voxel_bytes = 2 if generate.store_dtype == "float16" else 4
+    stored = p * voxel_bytes if generate.store == "masked" else volume * voxel_bytes // 4
+    n_pilot = min(n, generate.pilot_volumes) if generate.store == "masked" else 0
+    n_states, particles = options["states"].states, len(model.latents)
+    base, alone = IMPORT_BYTES, workers == 1
+    reading = n * measured.read_seconds
+    work = decoding.worker_bytes
+    stages = {
+        "start": StageCost(measured.start_seconds * (1 if alone else 2.2), base, base, 0),
+        "sketch": StageCost(
+            measured.sketch_seconds(n), base + 8 * particles * (model.latents.shape[1] * 4 + 4), 0,
+            4 * particles * (model.latents.shape[1] + 1),
+        ),
+        "generate": StageCost(
+            (n + n_quality + n_pilot) * measured.seconds_a_volume / workers,
+            work if alone else base,
+            work,
+            (n + n_quality) * stored + n_pilot * volume * voxel_bytes // 4,
+        ),
+        "mask": StageCost(reading + 0.1, base + 8 * volume, 0, volume),
+        "pca": StageCost(
+            components_seconds(components, n, p, workers, measured.product_rate, reading)
+            + 2 * TRAVERSED_COMPONENTS * TRAVERSAL_POINTS * measured.read_seconds,
+            components.here_bytes,
+            components.worker_bytes,
+            components.disk_bytes + 2 * TRAVERSED_COMPONENTS * TRAVERSAL_POINTS * volume,
+        ),
+        "states": StageCost(
+            linkage_seconds(linkage, n, measured.product_rate) + 6 * reading,
+            linkage.here_bytes, 0,
+            n_states * 5 * volume,
+        ),
+    }  # fmt: skip
+    if embedding != "none":
+        stages["embed"] = _embedding(measured, embedding, workers, particles, n, r, work, alone)
+    stages["report"] = StageCost(
+        REPORT_SECONDS, base + REPORT_MEMORY_BYTES + 8 * volume, 0, REPORT_BYTES
+    )
+    cost = Cost(
+        volumes=n + n_quality, box_size=box_size, voxels=p, frequencies=measured.n_frequencies,
+        batch_size=decoding.batch_size, workers=workers,
+        seconds_a_volume=measured.seconds_a_volume, particles=particles,
+        solver=components.solver, linkage=linkage.kind, stages=stages,
+        exact_seconds=measured.seconds_a_volume * particles / workers,
+        whole_seconds=measured.seconds_a_volume * particles / workers * USUAL_PASSES,
+        disk_free_bytes=free,
+    )  # fmt: skip
+    check_disk(cost.disk_bytes, free, str(output or "."))
+    return cost
+
+
+def components_seconds(
+    plan: ComponentsPlan, n: int, n_voxels: int, n_workers: int, rate: float, reading: float
+) -> float:
+    """Seconds to find components.
+
+    Parameters
+    ----------
+    plan
+    n, n_voxels, n_workers
+    rate
+        Multiplications and additions a second of one thread, float64.
+    reading
+        Seconds to read all volumes once.
+    """
+    if plan.solver == "gram":
+        products = n * n * n_voxels / 2 * (1 + plan.block_rows / max(n, 1))
+        if products * 2 > FEW_PRODUCTS:
+            return (products / rate + 2 * reading) / n_workers
+        return products / rate + 2 * reading
+    width = plan.columns // 16 + 1
+    passes = USUAL_PASSES * (2 * n * n_voxels * width / rate + reading)
+    return (passes + n * n_voxels * plan.isometric / rate + reading) / n_workers
+
+
+def linkage_seconds(plan: LinkagePlan, n: int, rate: float) -> float:
+    """Seconds to join n volumes."""
+    if plan.kind == "distances":
+        return PAIR_SECONDS * n * n
+    if plan.kind == "vectors":
+        return WARD_ROUNDS * n * n * ISOMETRIC_COLUMNS / rate / available_cores()
+    k_means = (MAX_ITERATIONS + 1) * n * plan.micro_states * ISOMETRIC_COLUMNS / rate
+    return k_means / available_cores() + PAIR_SECONDS * plan.micro_states**2
+
+
+def _embedding(
+    measured: _Measured, method: str, workers: int, particles: int, n: int, r: int, work: int,
+    alone: bool,
+) -> StageCost:  # fmt: skip
+    """Of all particles' coordinates, what the sketch missed, and the check."""
+    one = measured.seconds_a_volume / workers
+    seconds = particles * one
+    if method != "exact":
+        points = min(USUAL_POINTS, measured.n_frequencies)
+        decoded = HELD_OUT + FURTHER[0] + CHECKED_PARTICLES + 64
+        field_share = points / measured.n_frequencies * measured.field_seconds
+        seconds = decoded * one + particles * 2 * field_share / workers + MAP_SECONDS
+    seconds += 2 * measured.product_seconds(2 * particles * n * (r + 1))
+    frame = 4 * r * measured.n_voxels + 8 * measured.volume_bytes // 4
+    here = IMPORT_BYTES + 12 * particles * (r + 3) + 2**26
+    if method == "reduced":
+        work += MAP_BLOCKS * BLOCK_BYTES["cpu"]
+    return StageCost(
+        seconds, here + (work + frame - IMPORT_BYTES if alone else 0), work + frame,
+        4 * particles * (r + 3) + MAP_BYTES,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine does in a second, on one thread.
+
+    Attributes
+    ----------
+    products_per_second
+        Multiplications and additions in float64, of large matrices.
+    read_bytes_per_second
+        Of volumes, checksums included, while the disk's cache holds them.
+    """
+
+    products_per_second: float
+    read_bytes_per_second: float
+
+    @classmethod
+    def measured(cls) -> Rates:
+        """Measured now, in a second."""
+        left = np.random.default_rng(1).random((400, 4000))
+        block = np.zeros(2**24, np.uint8)
+        with backend.one_numpy_thread():
+            product = _seconds_of(lambda: left @ left.T, 0.3)
+            read = _seconds_of(lambda: (zlib.adler32(block.data), block.copy()), 0.3)
+        return cls(400 * 400 * 4000 / product, len(block) / read)
+
+
+class _Measured:
+    """What this machine takes for the parts of a run, from a few seconds' work."""
+
+    def __init__(self, model: Model, dtype: str, box_size: int, n: int, mask: MaskSettings) -> None:
+        self._latents, self.volume_bytes = model.latents, 4 * box_size**3
+        self.start_seconds = _seconds_since_start()
+        values = Field(model.decoder, dtype=dtype)
+        lattice = values.lattice(box_size)
+        self.n_frequencies = lattice.n_points
+        with one_thread():
+            points = np.ascontiguousarray(lattice.coordinates[: 8 * values.block_rows()])
+            share = len(points) / lattice.n_points
+            one = partial(values.coefficients, model.latents[:1], points)
+            self.field_seconds = _seconds_of(one, 1.0) / share
+            volume = np.random.default_rng(0).random((box_size,) * 3, np.float32)
+            self._finish = _seconds_of(lambda: _finish(volume), 0.3)
+            self.seconds_a_volume = self.field_seconds + self._finish
+            pixel_size = (model.pixel_size_angstroms or 1.0) * model.box_size / box_size
+            self.n_voxels = self._mask_of_a_pilot(values, box_size, n, pixel_size, mask)
+            self.read_seconds = _seconds_of(lambda: (volume >= 0.5).astype(np.int32), 0.2)
+            left = np.random.default_rng(1).random((400, 4000))
+            self.product_rate = 400 * 400 * 4000 / _seconds_of(lambda: left @ left.T, 0.3)
+
+    def _mask_of_a_pilot(
+        self, values: Field, box_size: int, n: int, pixel_size: float, mask: MaskSettings
+    ) -> int:
+        """About how many voxels the mask of n volumes will have."""
+        n_pilot = min(int(PILOT_SECONDS / self.seconds_a_volume), 32, n)
+        if n_pilot < 2:
+            return int(UNKNOWN_MASK * box_size**3)
+        rows = np.linspace(0, len(self._latents) - 1, n_pilot).astype(int)
+        decoded = values.volumes(self._latents[rows], box_size)
+        volumes = np.stack([backend.as_array(volume.float()).copy() for volume in decoded])
+        threshold = mask.threshold
+        if threshold is None:
+            threshold = threshold_of(np.array([density_percentile(each) for each in volumes]))
+        claims = (volumes >= threshold).sum(0, dtype=np.int32)
+        rules = (mask.dilate, mask.cosine_edge, mask.min_fraction)
+        return int((mask_from_claims(claims, n_pilot, pixel_size, *rules) > 0).sum())
+
+    def product_seconds(self, products: float) -> float:
+        """Of so many multiplications and additions in float64, on one thread."""
+        return products / self.product_rate
+
+    def sketch_seconds(self, n: int) -> float:
+        """Of k-means on the latents."""
+        latents = self._latents.astype(np.float64)
+        rng = np.random.default_rng(0)
+        centers = latents[rng.choice(len(latents), n, replace=False)]
+        some = latents[rng.choice(len(latents), min(len(latents), 2000), replace=False)]
+        found = _seconds_of(lambda: nearest_center(centers, some), 0.2)
+        seconds = (MAX_ITERATIONS + 1) * found * len(latents) / len(some)
+        if n <= PLUSPLUS_LIMIT:
+            step = _seconds_of(lambda: np.cumsum(np.square(latents).sum(1)), 0.1)
+            seconds += n * step
+        return seconds
+
+
+def _finish(volume: np.ndarray) -> None:
+    """About what is done with a volume beside evaluating its field."""
+    import torch
+
+    torch.fft.irfftn(torch.fft.rfftn(torch.from_numpy(volume)))
+    density_percentile(volume)
+    volume.tobytes()
+
+
+def _seconds_of(call: Callable[[], Any], at_least: float) -> float:
+    """Of one call, from as many as take some time; the first is not counted."""
+    call()
+    started, n = time.perf_counter(), 0
+    while n == 0 or time.perf_counter() - started < at_least:
+        call()
+        n += 1
+    return (time.perf_counter() - started) / n
+
+
+def _seconds_since_start() -> float:
+    """Since this process began, where the system tells."""
+    try:
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        return up - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 2.0
+
+
+def _free_bytes(output: str | Path | None) -> int:
+    """Of the disk that a run would lie on."""
+    place = Path(output or ".")
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

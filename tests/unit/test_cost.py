@@ -1,0 +1,108 @@
+"""What a run will take, and what is refused before it begins."""
+
+import re
+
+import pytest
+
+from scapedist.errors import ResourceError
+from scapedist.landscape import analyze, cost
+from scapedist.landscape.settings import by_stage
+from scapedist.plan import (
+    GIB,
+    IMPORT_BYTES,
+    parse_bytes,
+    plan_components,
+    plan_linkage,
+)
+
+MIB = 2**20
+
+
+def test_the_gram_matrix_where_it_fits():
+    needed = plan_components(20_000, 20_000, 20, 4 * GIB)
+    assert needed.solver == "gram"
+    assert needed.here_bytes > 8 * 20_000**2
+    beyond = plan_components(20_000, 20_000, 20, 3 * GIB)
+    assert beyond.solver == "iteration"
+    assert beyond.here_bytes < needed.here_bytes
+    assert plan_components(100_000, 160_000, 20, 8 * GIB).solver == "iteration"
+
+
+def test_little_memory_means_fewer_columns():
+    rich = plan_components(10_000, 160_000, 20, 8 * GIB, solver="iteration")
+    poor = plan_components(10_000, 160_000, 20, 1 * GIB, solver="iteration")
+    assert poor.columns < rich.columns
+    assert poor.here_bytes <= GIB
+    assert poor.columns >= 20 + 2 * 32
+
+
+@pytest.mark.parametrize(("solver", "n"), [("auto", 5000), ("gram", 5000), ("iteration", 500)])
+def test_components_that_do_not_fit_name_what_would(solver, n):
+    with pytest.raises(ResourceError, match=f"Components of {n} volumes") as caught:
+        plan_components(n, 160_000, 20, 400 * MIB, solver=solver)
+    named = parse_bytes(re.findall(r"--memory-limit (\S+) or more", str(caught.value))[0])
+    assert plan_components(n, 160_000, 20, named, solver=solver).here_bytes <= named
+
+
+@pytest.mark.parametrize(
+    ("n", "method", "memory", "kind"),
+    [
+        (20_000, "average", 4 * GIB, "distances"),
+        (20_000, "ward", 4 * GIB, "distances"),
+        (50_000, "ward", 4 * GIB, "vectors"),
+        (50_000, "average", 4 * GIB, "two-level"),
+        (100_000, "complete", 4 * GIB, "two-level"),
+        (1000, "kmeans", GIB, "vectors"),
+        (100_000, "hdbscan", 4 * GIB, "vectors"),
+    ],
+)
+def test_how_volumes_are_joined(n, method, memory, kind):
+    plan = plan_linkage(n, method, memory)
+    assert plan.kind == kind
+    assert plan.here_bytes <= memory
+    assert (plan.micro_states > 0) == (kind == "two-level")
+
+
+@pytest.mark.parametrize("method", ["average", "ward", "single", "hdbscan"])
+def test_a_sketch_that_cannot_be_joined_names_one_that_can(method):
+    memory = IMPORT_BYTES + 300 * MIB
+    with pytest.raises(ResourceError, match="Joining 200000 volumes") as caught:
+        plan_linkage(200_000, method, memory)
+    (most,) = re.findall(r"--sketch-size (\d+) or less", str(caught.value))
+    assert plan_linkage(int(most), method, memory).here_bytes <= memory
+    with pytest.raises(ResourceError):
+        plan_linkage(2 * int(most) + 10_000, method, memory)
+    named = parse_bytes(re.findall(r"--memory-limit (\S+) or more", str(caught.value))[0])
+    assert plan_linkage(200_000, method, named).here_bytes <= named
+
+
+def test_such_a_run_is_refused_before_any_work(adk_workdir, tmp_path):
+    with pytest.raises(ResourceError, match="Joining 15000 volumes"):
+        analyze(
+            adk_workdir, 14, tmp_path / "run", n_workers=1, memory_limit=620 * MIB,
+            size=15_000, linkage="ward",
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_is_too_small_for_all_is_refused(adk_workdir, monkeypatch):
+    asked = by_stage({"size": 5000})
+    made = cost.cost_of_run(adk_workdir, 14, None, 1, None, asked, "none")
+    assert made.disk_bytes > 5000 * 48**3 * 4 + 8 * 5000**2
+    monkeypatch.setattr(cost, "_free_bytes", lambda output: made.disk_bytes - 20 * MIB)
+    with pytest.raises(ResourceError, match="The volumes must fit on the disk"):
+        cost.cost_of_run(adk_workdir, 14, None, 1, None, asked, "none")
+
+
+def test_more_volumes_cost_more(adk_workdir):
+    few, many = (
+        cost.cost_of_run(adk_workdir, 14, None, 2, GIB, by_stage({"size": n}))
+        for n in (200, 20_000)
+    )
+    for stage in ("generate", "mask", "pca", "states"):
+        assert many.stages[stage].seconds > few.stages[stage].seconds
+    assert (few.solver, few.linkage) == ("gram", "distances")
+    assert (many.solver, many.linkage) == ("iteration", "two-level")
+    assert many.here_bytes <= GIB
+    assert few.voxels == pytest.approx(4244, rel=0.4)
+    assert few.whole_seconds > few.exact_seconds > 0
