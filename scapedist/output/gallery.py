@@ -224,12 +224,21 @@ def _escaped(digest: Digest) -> list[object]:
         return [tag("h3", "What escaped"), tag("p", words + "No volume has much of it there.")]
     words += (
         f"{n:,} of {len(fractions):,} volumes have more than a fiftieth of it there: what they "
-        "are apart in may be missed. A larger pilot (--pilot-volumes) or mask (--dilate), or "
-        "--store volumes, would keep it. Maps of the worst are in maps/escaped."
+        "are apart in may be missed. A larger pilot ("
+    )
+    told = tag(
+        "p",
+        words,
+        tag("code", "--pilot-volumes"),
+        ") or mask (",
+        tag("code", "--dilate"),
+        "), or ",
+        tag("code", "--store volumes"),
+        " would keep it. Maps of the worst are in maps/escaped.",
     )
     rows = [
         [f"volume {row}", percent(float(fractions[row])), f"{digest.occupancy[row]:,}"]
         for row in worst
     ]
     header = ["worst", "of its density outside", "particles"]
-    return [tag("h3", "What escaped"), tag("p", words), table(header, rows, "numbers")]
+    return [tag("h3", "What escaped"), told, table(header, rows, "numbers")]

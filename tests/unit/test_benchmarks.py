@@ -9,6 +9,7 @@ import alone
 import decode
 import embedding
 import gpu_check
+import growth
 import landscape_full
 import linkage
 import machine
@@ -486,3 +487,34 @@ def test_linkage_is_given_distances_and_told_of_other_trees(tmp_path):
     ]  # fmt: skip
     (fitted,) = linkage.exponents(rows)
     assert (fitted["time"], fitted["memory"]) == pytest.approx((2.5, 1))
+
+
+def test_growth(capsys):
+    results = growth.run("tiny")
+    stages = {row["stage"] for row in results["measured"]}
+    assert stages == {"components, gram", "components, iteration", "states, average", "decoding"}
+    for row in results["rows"]:
+        assert -5 < row["exponent"] < 5
+        assert row["from"] < row["to"]
+    (many,) = results["many"]
+    assert many["solver"] == "gram"
+    assert many["joined from"] == "distances of all pairs"
+    assert 0.05 < many["peak GiB"] < many["planned GiB"] < many["limit GiB"]
+    assert 0.05 < many["worker GiB"] < many["planned worker GiB"]
+    assert many["disk GiB"] * 2**30 > 150 * 300 * 4 + 150 * 150 * 8
+    assert "exponent" in capsys.readouterr().out
+
+
+def test_exponents_are_those_that_were_put_in():
+    rows = [
+        {"stage": "a", "n": n, "p": p, "seconds": 1e-6 * n**2 * p, "planned s": 2e-6 * n**2 * p,
+         "peak MiB": 100.0, "planned MiB": 150.0}
+        for n, p in ((10, 5), (20, 5), (40, 5), (20, 10), (20, 20))
+    ]  # fmt: skip
+    rows += [{"stage": "decoding", "n": 1, "D": d, "seconds": 1e-3 * d**3} for d in (8, 16)]
+    found = {(row["stage"], row["variable"]): row for row in growth.exponents(rows)}
+    assert found["a", "n"]["exponent"] == pytest.approx(2)
+    assert found["a", "p"]["planned exponent"] == pytest.approx(1)
+    assert found["a", "n"]["planned / measured s"] == pytest.approx(2)
+    assert found["a", "p"]["planned / measured MiB"] == pytest.approx(1.5)
+    assert found["decoding", "D"]["exponent"] == pytest.approx(3)
