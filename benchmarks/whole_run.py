@@ -150,9 +150,12 @@ def figures(runs: list[Measured], idle: int, disk: int) -> dict[str, Any]:
     }
 
 
-def ratios_of(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
-    """Their time, memory and disk over ours: above 1, ours takes less."""
-    return {name: theirs[figure] / ours[figure] for name, figure in RATIOS.items()}
+def ratios_of(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Their time, memory and disk over ours: above 1, ours takes less; empty where not known."""
+    return {
+        name: "" if theirs[figure] == "" else theirs[figure] / ours[figure]
+        for name, figure in RATIOS.items()
+    }
 
 
 def analyze_landscape(workdir: Path, output: Path, n_volumes: int, box_size: int) -> list[str]:

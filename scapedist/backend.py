@@ -265,7 +265,9 @@ def nearest_by_gpu(centers: np.ndarray, points: np.ndarray) -> tuple[np.ndarray,
     return nearest_by_products(to_device(centers, "cuda"), to_device(points, "cuda"))
 
 
-def nearest_by_products(centers: Any, points: Any) -> tuple[np.ndarray, np.ndarray]:
+def nearest_by_products(
+    centers: Any, points: Any, product_bytes: int = PRODUCT_BYTES
+) -> tuple[np.ndarray, np.ndarray]:
     """Distance and number of the center nearest to each point, from all distances in float64.
 
     Parameters
@@ -273,6 +275,8 @@ def nearest_by_products(centers: Any, points: Any) -> tuple[np.ndarray, np.ndarr
     centers : (m, k) float
     points : (n, k) float
         Of numpy or CuPy.
+    product_bytes
+        Of the distances that are held at once.
 
     Returns
     -------
@@ -283,7 +287,7 @@ def nearest_by_products(centers: Any, points: Any) -> tuple[np.ndarray, np.ndarr
     origin = centers.mean(0)  # products of small numbers lose less
     centers, points = centers - origin, points - origin
     half_norms = np.square(centers).sum(1) / 2
-    rows = max(1, PRODUCT_BYTES // (8 * len(centers)))
+    rows = max(1, product_bytes // (16 * len(centers)))
     distance, number = np.empty(len(points)), np.empty(len(points), np.int64)
     for start in range(0, len(points), rows):
         some = points[start : start + rows]

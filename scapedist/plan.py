@@ -23,6 +23,10 @@ SPARE_COLUMNS = 12
 """Columns of an iteration's block beyond the components: the next ones' share."""
 ISOMETRIC_COLUMNS = 256
 """Of the coordinates that stand for volumes where their Gram matrix is too large."""
+COORDINATE_COPIES = 6
+"""Of the isometric coordinates, that joining volumes by them holds."""
+TILES_AHEAD = 8
+"""Of a Gram matrix, that have come from workers and wait to be put in place."""
 MICRO_STATES = 4000
 """Of linkage in two levels, at most."""
 FFT_VOLUMES = 6
@@ -240,8 +244,7 @@ def _by_gram(
     few = 8 * p * (3 * r + 3)
     worker = IMPORT_BYTES + held + few + 8 * min(block, n) ** 2
     here = IMPORT_BYTES + few + 8 * n * n + PANEL_BYTES + 8 * n * 16 * (r + SPARE_COLUMNS)
-    if alone:
-        here += worker - IMPORT_BYTES - few
+    here += worker - IMPORT_BYTES - few if alone else TILES_AHEAD * 8 * min(block, n) ** 2
     return ComponentsPlan("gram", block, 0, 0, here, worker, 8 * n * n + 4 * p * r)
 
 
@@ -297,21 +300,17 @@ def plan_linkage(n: int, method: str, memory: int) -> LinkagePlan:
     distances = IMPORT_BYTES + 4 * n * n + 4 * PANEL_BYTES
     if distances <= memory and in_pairs:
         return LinkagePlan("distances", 0, distances)
-    coordinates = 8 * ISOMETRIC_COLUMNS
-    fixed = IMPORT_BYTES + 16 * PANEL_BYTES
-    if method in ("ward", "kmeans", "hdbscan"):
-        needed = fixed + 4 * n * coordinates
-        if needed <= memory:
-            return LinkagePlan("vectors", 0, needed)
-    else:
-        room = memory - fixed - 3 * n * coordinates
-        micro = min(n // 4, MICRO_STATES, isqrt(max(room, 0) // 32))
-        if micro >= 2:
-            needed = fixed + 3 * n * coordinates + 32 * micro**2
-            return LinkagePlan("two-level", micro, needed)
-    least = min(distances, fixed + 4 * n * coordinates) if in_pairs else fixed + 4 * n * coordinates
-    most = (memory - fixed) // (4 * coordinates)
+    each = COORDINATE_COPIES * 8 * ISOMETRIC_COLUMNS
+    fixed = IMPORT_BYTES + 16 * PANEL_BYTES + 2**12
+    needed = fixed + n * each
+    if needed <= memory and method in ("ward", "kmeans", "hdbscan"):
+        return LinkagePlan("vectors", 0, needed)
+    if needed <= memory:
+        micro = max(2, min(n // 4, MICRO_STATES, isqrt((memory - needed) // 32)))
+        return LinkagePlan("two-level", micro, needed + 32 * micro**2)
+    least, most = needed, (memory - fixed) // each
     if in_pairs:
+        least = min(least, distances)
         most = max(most, isqrt(max(memory - IMPORT_BYTES - 4 * PANEL_BYTES, 0) // 4))
     smaller = f"--sketch-size {most} or less, or " if most >= 2 else ""
     raise ResourceError(

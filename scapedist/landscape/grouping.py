@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -135,8 +136,9 @@ def _grouped(run: Recorded, settings: StatesSettings, workers: Workers) -> _Grou
             f"{settings.states} states were asked for. Use --states {plan.micro_states} or less, "
             "or a larger --memory-limit."
         )
+    nearest = partial(nearest_by_products, product_bytes=PRODUCT_PANELS * PANEL_BYTES // 2)
     both = linkage.two_level(
-        points.read(), settings.linkage, plan.micro_states, nearest_by_products, settings.seed
+        points.read(), settings.linkage, plan.micro_states, nearest, settings.seed
     )
     how = f"{len(both.tree) + 1} micro-states (k-means on isometric coordinates), then linkage"
     return _Grouped(both.cut(settings.states), how, both.tree, both.micro)

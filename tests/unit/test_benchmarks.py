@@ -128,40 +128,44 @@ def test_landscape_full(one_thread, monkeypatch, tmp_path):
     monkeypatch.setattr(landscape_full, "idle_bytes", lambda n_workers: idle)
     results = landscape_full.compare("tiny", n_workers=1)
     rows = {(row["program"], row["training volumes"]): row for row in results["rows"]}
-    full, both = "analyze_landscape_full", "both"
-    counts = (50, 100, 10_000)
-    assert set(rows) == {
-        ("scapedist", ""),
-        ("analyze_landscape", ""),
-        *((name, n) for name in (full, both) for n in counts),
-    }
+    full, both, default = "analyze_landscape_full", "both", 10_000
+    names = [(name, n) for n in (100, default) for name in (full, both)]
+    assert set(rows) == {("scapedist", ""), ("analyze_landscape", ""), *names}
     for (_, n), row in rows.items():
-        assert row["extrapolated"] == (n == 10_000)
+        assert row["extrapolated"] == (n == default)
         assert row["peak MiB"] > row["idle MiB"] > 50
     first, ours = rows["analyze_landscape", ""], rows["scapedist", ""]
-    for n in counts:
+    (pace,) = results["pace"]
+    assert 0 <= pace["growing, s"] < rows[full, 100]["seconds"]
+    expected = rows[full, 100]["seconds"] + 99 * pace["growing, s"]
+    assert rows[full, default]["seconds"] == pytest.approx(expected)
+    for n in (100, default):
         assert rows[both, n]["seconds"] == first["seconds"] + rows[full, n]["seconds"]
         assert rows[both, n]["disk MiB"] > max(first["disk MiB"], rows[full, n]["disk MiB"])
-    each = (rows[full, 100]["seconds"] - rows[full, 50]["seconds"]) / 50
-    expected = rows[full, 100]["seconds"] + 9900 * each
-    assert rows[full, 10_000]["seconds"] == pytest.approx(expected)
-    assert [row["extrapolated"] for row in results["ratios"]] == [False, False, True]
-    assert results["ratios"][0]["time"] == rows[both, 50]["seconds"] / ours["seconds"]
-    exact, *guessed = results["accuracy"]
+    assert [row["extrapolated"] for row in results["ratios"]] == [False, True]
+    assert results["ratios"][0]["time"] == rows[both, 100]["seconds"] / ours["seconds"]
+    exact, guessed = results["accuracy"]
     assert exact["program"] == "scapedist, exact"  # its default for few particles
     assert exact["relative error"] < 1e-5
-    assert [row["training volumes"] for row in guessed] == [50, 100]
-    assert all(1e-3 < row["relative error"] < 1 for row in guessed)  # 1: of the mean alone
+    assert guessed["training volumes"] == 100
+    assert 1e-3 < guessed["relative error"] < 1  # 1: of the mean alone
     json.dumps(results)
 
 
-def test_a_line_through_times():
-    rows = [{"training volumes": n, "seconds": 3 + 0.5 * n} for n in (10, 20, 40)]
-    assert landscape_full.line(rows, "seconds") == pytest.approx(
-        {"start": 3, "each": 0.5, "misfit": 0}, abs=1e-9
-    )
-    rows[1]["seconds"] += 7
-    assert landscape_full.line(rows, "seconds")["misfit"] == pytest.approx(4.5)
+def test_what_grows_with_training_volumes():
+    log = """(INFO) (a.py) (23-Nov-2026 23:59:40) Loading weights from w
+(INFO) (a.py) (23-Nov-2026 23:59:50) Generating 2 volume embeddings
+(INFO) (a.py) (24-Nov-2026 00:00:10) Finished generating 2 volumes in 0:00:20
+(INFO) (a.py) (24-Nov-2026 00:00:30)
+Test set: Average loss: 0.1
+(INFO) (a.py) (24-Nov-2026 00:00:31) Running UMAP...
+"""
+    assert landscape_full.growing_seconds(log) == 40
+    row = {"training volumes": 2, "seconds": 60.0, "cpu seconds": 50.0, "disk MiB": 3.0}
+    found = landscape_full.extrapolated(row, {"a volume, s": 20.0})
+    assert found["seconds"] == 60 + 20 * 9998
+    assert (found["training volumes"], found["extrapolated"]) == (10_000, True)
+    assert (found["cpu seconds"], found["disk MiB"]) == ("", 3.0)
 
 
 def test_what_else_the_machine_did_is_measured():
