@@ -20,8 +20,15 @@ from scapedist.analysis.sketch import MAX_ITERATIONS, PLUSPLUS_LIMIT, nearest_ce
 from scapedist.errors import InputError
 from scapedist.landscape import CHECKED_PARTICLES
 from scapedist.landscape.analyse import FEW_PRODUCTS, TRAVERSAL_POINTS, TRAVERSED_COMPONENTS
+from scapedist.landscape.embedder import WRITE_ROWS
 from scapedist.landscape.generate import plan_generation, volume_box_size
-from scapedist.landscape.reduced_map import BLOCK_BYTES, FURTHER, HELD_OUT
+from scapedist.landscape.reduced_map import (
+    BLOCK_BYTES,
+    FURTHER,
+    HELD_OUT,
+    POINTS,
+    SKETCH_ROWS,
+)
 from scapedist.landscape.settings import STAGE_SETTINGS, MaskSettings, changed
 from scapedist.landscape.whole import USUAL_PASSES
 from scapedist.model.field import Field
@@ -51,10 +58,12 @@ WARD_ROUNDS = 2.5
 MIB = 2**20
 REPORT_MEMORY_BYTES = 64 * MIB
 """What the report loads and draws, beyond what other stages do."""
+MISSED_GROUPS = 10
+"""Of particles that no sketch volume represents, about; a volume of each is kept twice."""
 MAP_BLOCKS = 2
 """Blocks of features that building the reduced map holds."""
 REPORT_BYTES, REPORT_SECONDS = 8 * MIB, 2.0
-MAP_BYTES, MAP_SECONDS = 10 * MIB, 4.0
+MAP_BYTES, MAP_SECONDS = 2 * MIB, 4.0
 """Of building the reduced map, beside decoding."""
 
 
@@ -291,12 +300,16 @@ def _embedding(
         seconds = decoded * one + particles * 2 * field_share / workers + MAP_SECONDS
     seconds += 2 * measured.product_seconds(2 * particles * n * (r + 1))
     frame = 4 * r * measured.n_voxels + 8 * measured.volume_bytes // 4
-    here = IMPORT_BYTES + 12 * particles * (r + 3) + 2**26
+    here = IMPORT_BYTES + 12 * particles * (r + 3)
+    here += min(2**26, 8 * WRITE_ROWS * n)  # distances to the sketch's volumes
     if method == "reduced":
-        work += MAP_BLOCKS * BLOCK_BYTES["cpu"]
+        further = min(FURTHER[0], max(FURTHER[0] // 4, particles // 25))
+        volumes = min(SKETCH_ROWS, n) + further + HELD_OUT
+        features = 4 * volumes * (measured.hidden_size + 2) * POINTS[0]
+        work += MAP_BLOCKS * min(BLOCK_BYTES["cpu"], features)
     return StageCost(
         seconds, here + (work + frame - IMPORT_BYTES if alone else 0), work + frame,
-        4 * particles * (r + 3) + MAP_BYTES,
+        4 * particles * (r + 18) + 2 * MISSED_GROUPS * measured.volume_bytes + MAP_BYTES,
     )  # fmt: skip
 
 
@@ -334,7 +347,7 @@ class _Measured:
         self.start_seconds = _seconds_since_start()
         values = Field(model.decoder, dtype=dtype)
         lattice = values.lattice(box_size)
-        self.n_frequencies = lattice.n_points
+        self.n_frequencies, self.hidden_size = lattice.n_points, model.decoder.hidden_size
         with one_thread():
             points = np.ascontiguousarray(lattice.coordinates[: 8 * values.block_rows()])
             share = len(points) / lattice.n_points

@@ -145,7 +145,7 @@ def kill_when(full_command: list[str], condition) -> None:
 def test_killed_before_any_change_of_the_disk(adk_workdir, tmp_path):
     """A sample of all that there are; the script's arguments choose others."""
     script = Path(__file__).with_name("kill_points.py")
-    program = [sys.executable, "-W", "error", script, adk_workdir, tmp_path, "7", "101"]
+    program = [sys.executable, "-W", "error", script, adk_workdir, tmp_path, "7", "83"]
     done = subprocess.run([str(part) for part in program], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert int(done.stderr.split()[0]) > 10

@@ -97,7 +97,7 @@ def test_whole_run(one_thread):
     for row in (theirs, ours):
         assert row["sketch"] == 30
         assert min(row["seconds"], row["cpu seconds"]) > 0.5
-        assert row["peak MiB"] > row["idle MiB"] > 50
+        assert row["peak MiB"] > 0.8 * row["idle MiB"] > 40
         assert row["above idle MiB"] == row["peak MiB"] - row["idle MiB"]
         assert row["disk MiB"] > 30 * 16**3 * 4 / 2**20  # its volumes
     (ratios,) = results["ratios"]
@@ -133,7 +133,7 @@ def test_landscape_full(one_thread, monkeypatch, tmp_path):
     assert set(rows) == {("scapedist", ""), ("analyze_landscape", ""), *names}
     for (_, n), row in rows.items():
         assert row["extrapolated"] == (n == default)
-        assert row["peak MiB"] > row["idle MiB"] > 50
+        assert row["peak MiB"] > 0.8 * row["idle MiB"] > 40
     first, ours = rows["analyze_landscape", ""], rows["scapedist", ""]
     (pace,) = results["pace"]
     assert 0 <= pace["growing, s"] < rows[full, 100]["seconds"]
