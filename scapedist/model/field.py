@@ -91,8 +91,10 @@ class Field:
         self._first_bias = biases[0].to(self.device, self._exact)
         self._layers = [
             (w.T.contiguous().to(self.device, self._compute), b.to(self.device, self._compute))
-            for w, b in zip(weights[1:], biases[1:], strict=True)
+            for w, b in zip(weights[1:-1], biases[1:-1], strict=True)
         ]
+        self._last = weights[-1].contiguous().to(self.device, self._compute)
+        self._last_bias = biases[-1][:, None].to(self.device, self._compute)
 
     def _n_latent_features(self) -> int:
         per_latent = 1
@@ -172,7 +174,7 @@ class Field:
         (n, m, n_outputs) tensor, not normalised: h(k), h(-k) of a Fourier decoder, h(k) of a
         Hartley decoder.
         """
-        n_outputs = self._layers[-1][0].shape[1]
+        n_outputs = len(self._last)
         points = np.ascontiguousarray(frequencies, np.float32)
         shape = (len(latents), len(points) * n_outputs)
 
@@ -186,7 +188,7 @@ class Field:
 
     def _evaluate(self, latents: np.ndarray, points: np.ndarray, out: torch.Tensor) -> None:
         """Write the field at points (m, 3) into out[:, : m * n_outputs]."""
-        n_outputs = self._layers[-1][0].shape[1]
+        n_outputs = len(self._last)
         if not len(latents):
             return
         # one product a latent: a latent's values do not depend on the others of its batch
@@ -225,7 +227,7 @@ class Field:
         return self.sparing(lambda: self._features(latents, points, n_hidden))
 
     def _features(self, latents: np.ndarray, points: np.ndarray, n_hidden: int) -> torch.Tensor:
-        n_outputs, width, m = self._layers[-1][0].shape[1], self.decoder.hidden_size, len(points)
+        n_outputs, width, m = len(self._last), self.decoder.hidden_size, len(points)
         n_values = m * n_outputs
         shape = (len(latents), n_values + n_hidden * width)
         out = torch.empty(shape, dtype=self._exact, device=self.device)
@@ -259,7 +261,7 @@ class Field:
         n, (here, there) = int(np.prod(summed[:-1])), buffers
         torch.add(block, code, out=here[:n].view(summed))
         self._activate(here[:n])
-        for weight, bias in self._layers[:-1]:
+        for weight, bias in self._layers:
             self._layer(here[:n], weight, bias, there[:n])
             here, there = there, here
         return here[:n]
@@ -292,16 +294,14 @@ class Field:
 
     def _outputs(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         """Write the last layer's result into out (..., n_outputs), in its precision."""
-        weight, bias = self._layers[-1]
-        # few rows, many columns: several times as fast as many rows of one or two columns
-        if weight.dtype == out.dtype:
-            found = torch.addmm(bias[:, None], weight.T, hidden.T)
+        # few contiguous rows times many columns: several times as fast as any other order
+        if self._last.dtype == out.dtype:
+            found = self._last @ hidden.T
+        elif self._on_cpu:
+            found = self._last.to(out.dtype) @ hidden.T.to(out.dtype)
         else:
-            if self._on_cpu:
-                found = weight.T.to(out.dtype) @ hidden.T.to(out.dtype)
-            else:
-                found = torch.mm(weight.T, hidden.T, out_dtype=out.dtype)
-            found += bias[:, None]
+            found = torch.mm(self._last, hidden.T, out_dtype=out.dtype)
+        found += self._last_bias
         out.copy_(found.T.view(out.shape))
 
     def _activate(self, x: torch.Tensor) -> None:
