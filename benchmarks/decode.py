@@ -11,7 +11,7 @@ import argparse
 import os
 import statistics
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Case:
         Decoded by scapedist in a repetition; cryoDRGN decodes the first of them.
     n_rounds
         Repetitions of both, in turns.
+    made
+        Further options of the random model.
     """
 
     name: str
@@ -47,11 +49,16 @@ class Case:
     width: int
     n_volumes: int
     n_rounds: int
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 BUNDLED_EPOCH = 14
 SIZES = {
-    "tiny": (Case("bundled", 48, 128, 2, 1), Case("D=16 3x32", 16, 32, 4, 2)),
+    "tiny": (
+        Case("bundled", 48, 128, 2, 1),
+        Case("D=16 3x32", 16, 32, 4, 2),
+        Case("D=16 3x32 hypervolume", 16, 32, 4, 2, {"command": "abinit"}),
+    ),
     "small": (
         Case("bundled", 48, 128, 16, 7),
         Case("D=64 3x256", 64, 256, 8, 5),
@@ -61,6 +68,10 @@ SIZES = {
         Case("bundled", 48, 128, 16, 15),
         Case("D=64 3x256", 64, 256, 8, 9),
         Case("D=64 3x1024", 64, 1024, 4, 5),
+        Case("D=64 3x256 geom_ft", 64, 256, 8, 5, {"encoding": "geom_ft"}),
+        Case("D=64 3x256 no encoding", 64, 256, 8, 5, {"encoding": "none"}),
+        Case("D=64 3x256 hartley", 64, 256, 8, 5, {"domain": "hartley", "encoding": "geom_full"}),
+        Case("D=64 3x256 hypervolume", 64, 256, 8, 5, {"command": "abinit"}),
         Case("D=128 3x256", 128, 256, 4, 3),
         Case("D=128 3x512", 128, 512, 2, 2),
         Case("D=128 3x1024", 128, 1024, 3, 2),
@@ -75,26 +86,26 @@ def measure(case: Case, workdir: Path, epoch: int, threads: int) -> dict[str, An
     other work on the machine disturbs least.
     """
     model = open_model(workdir, epoch)
-    field = Field(model.decoder)
+    ours_field = Field(model.decoder)
     reference = reference_decoder(model)
     latents = model.latents[: case.n_volumes]
     volumes: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        volumes["ours"] = field.decode(latents).numpy()
+        volumes["ours"] = ours_field.decode(latents).numpy()
 
     def theirs() -> None:
         volumes["theirs"] = reference(latents[0], model.box_size)
 
     seconds, seconds_cryodrgn, rates = [], [], []
     with n_threads(threads):
-        field.lattice()
+        ours_field.lattice()
         for _ in range(case.n_rounds):
             seconds.append(seconds_of(ours) / len(latents))
             rates.append(matrix_rate(threads, (1024,), 5))
             seconds_cryodrgn.append(seconds_of(theirs))
     difference = np.linalg.norm(volumes["ours"][0] - volumes["theirs"])
-    operations = field.lattice().n_points * model.decoder.flops_per_point
+    operations = ours_field.lattice().n_points * model.decoder.flops_per_point
     achieved = [operations / t / 1e9 for t in seconds]
     return {
         "model": case.name,
@@ -138,7 +149,11 @@ def run(
                     rows += _measure_threads(case, workdir, BUNDLED_EPOCH, threads)
             else:
                 workdir = write_random_model(
-                    scratch, box_size=case.box_size, width=case.width, n_particles=case.n_volumes
+                    scratch,
+                    box_size=case.box_size,
+                    width=case.width,
+                    n_particles=case.n_volumes,
+                    **case.made,
                 )
                 rows += _measure_threads(case, workdir, 19, threads)
     print_table(rows)

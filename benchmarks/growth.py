@@ -82,6 +82,7 @@ SIZES = {
             (20_000, 20_000, "gram", "average", 4 * GIB),
             (50_000, 5_000, "auto", "ward", 4 * GIB),
             (50_000, 5_000, "auto", "average", 4 * GIB),
+            (100_000, 5_000, "auto", "kmeans", 4 * GIB),
         ),
     ),
 }
@@ -260,19 +261,14 @@ def exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for stage in dict.fromkeys(row["stage"] for row in rows):
         mine = [row for row in rows if row["stage"] == stage]
         for variable in ("n", "p", "D"):
-            others = [name for name in ("n", "p", "D") if name != variable]
-            series: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-            for row in mine:
-                if variable in row:
-                    series.setdefault(tuple(row.get(name) for name in others), []).append(row)
-            longest = max(series.values(), key=len, default=[])
+            longest = longest_series(mine, variable, ("n", "p", "D"))
             if len(longest) < 2:
                 continue
             line: dict[str, Any] = {"stage": stage, "variable": variable}
             line["from"], line["to"] = longest[0][variable], longest[-1][variable]
-            line["exponent"] = _power(longest, variable, "seconds")
+            line["exponent"] = power(longest, variable, "seconds")
             if "planned s" in longest[0]:
-                line["planned exponent"] = _power(longest, variable, "planned s")
+                line["planned exponent"] = power(longest, variable, "planned s")
                 ratios = [row["planned s"] / row["seconds"] for row in longest]
                 line["planned / measured s"] = float(np.median(ratios))
                 memory = [row["planned MiB"] / row["peak MiB"] for row in longest]
@@ -287,7 +283,21 @@ def exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _power(rows: list[dict[str, Any]], variable: str, what: str) -> float:
+def longest_series(
+    rows: list[dict[str, Any]], variable: str, variables: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Rows with most values of one variable and the same of all others, by that variable."""
+    series: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if variable in row:
+            others = tuple(row.get(name) for name in variables if name != variable)
+            series.setdefault(others, []).append(row)
+    longest = max(series.values(), key=len, default=[])
+    return sorted(longest, key=lambda row: row[variable])
+
+
+def power(rows: list[dict[str, Any]], variable: str, what: str) -> float:
+    """The power of a variable that fits a column of rows."""
     x = np.log([row[variable] for row in rows])
     return float(np.polyfit(x, np.log([row[what] for row in rows]), 1)[0])
 

@@ -233,7 +233,38 @@ SECTIONS = {
     "linkage": Section("Linkage", "Agglomerative clustering of n volumes: time of each method."),
     "growth": Section(
         "How costs grow",
-        "Exponents of time or memory of each stage against one variable, measured and planned.",
+        "Components and states of volumes with random values, n of them with p voxels in the "
+        "mask, and decoding for several boxes D, on one thread: the power of each that fits the "
+        "times, and what the plan says.",
+        (
+            Table(
+                "rows",
+                "stage | variable | from | to | exponent | planned exponent "
+                "| planned / measured s | planned / measured MiB",
+            ),
+            Table(
+                "many",
+                "n | p | linkage | joined from | components s | states s | peak GiB | planned GiB",
+                "Many volumes under a limit of 4 GiB a process, a worker a core.",
+            ),
+        ),
+    ),
+    "planned": Section(
+        "Runs next to their plan",
+        "`scapedist run` on the bundled model, from a cold start, next to what `scapedist plan` "
+        "said just before. Memory is that of the largest process.",
+        (
+            Table(
+                "rows",
+                "sketch | box | workers | embedding | seconds | planned / measured s "
+                "| planned / measured MiB | planned / measured disk",
+            ),
+            Table(
+                "exponents",
+                "stage | variable | from | to | exponent | planned exponent",
+                "How the time of each stage grows: measured, and planned.",
+            ),
+        ),
     ),
 }
 

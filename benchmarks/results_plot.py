@@ -204,6 +204,34 @@ def _way(row: Row) -> str:
     return f"{row['method']}, {row['processes']} processes" if many else str(row["method"])
 
 
+def growth(results: dict[str, Any]) -> Figure | None:
+    """Time and memory of stages against the volumes, measured and planned, for the least p."""
+    measured = [row for row in results.get("measured", []) if "p" in row]
+    least = min((row["p"] for row in measured), default=0)
+    rows = [
+        {"n": row["n"], "what": f"{row['stage']}{suffix}", "s": row[s], "MiB": row[memory]}
+        for row in measured
+        if row["p"] == least
+        for suffix, s, memory in (
+            ("", "seconds", "peak MiB"), (", planned", "planned s", "planned MiB"),
+        )
+    ]  # fmt: skip
+    return lines(rows, "n", "what", {"s": "time, s", "MiB": "peak memory, MiB"}, "volumes")
+
+
+def planned(results: dict[str, Any]) -> Figure | None:
+    """Time of whole runs against their sketch, measured and planned."""
+    most = max(row["workers"] for row in results["rows"])
+    box = max(row["box"] for row in results["rows"])
+    rows = [
+        {"sketch": row["sketch"], "what": what, "s": row[key]}
+        for row in results["rows"]
+        if (row["workers"], row["box"], row["embedding"]) == (most, box, "none")
+        for what, key in (("measured", "seconds"), ("planned", "planned s"))
+    ]
+    return lines(rows, "sketch", "what", {"s": "time, s"}, "volumes of the sketch")
+
+
 def by_size(results: dict[str, Any]) -> Figure | None:
     """Whatever is timed, and its memory, against the size that most rows tell apart."""
     rows = results["rows"]
@@ -226,6 +254,8 @@ PLOTS: dict[str, Callable[[dict[str, Any]], Figure | None]] = {
     "store": store,
     "pca": pca,
     "linkage": by_size,
+    "growth": growth,
+    "planned": planned,
     "scaling": lambda results: None,  # scaling_plot.py draws it
 }
 

@@ -15,6 +15,7 @@ import linkage
 import machine
 import memory
 import pca
+import planned
 import processes
 import pytest
 import random_model
@@ -371,7 +372,7 @@ def test_results_of_other_rows_are_no_reason_to_stop(tmp_path, capsys):
     names = results.run(tmp_path, tmp_path / "RESULTS.md")
     assert names == list(results.SECTIONS)
     page = (tmp_path / "RESULTS.md").read_text()
-    assert page.count("| other |") == 2  # of those that have no columns of their own
+    assert page.count("| other |") == 1  # of linkage, which has no columns of its own
     assert "![" not in page
     assert "not drawn: decode" in capsys.readouterr().out
 
@@ -507,6 +508,36 @@ def test_growth(capsys):
     assert 0.05 < many["worker GiB"] < many["planned worker GiB"]
     assert many["disk GiB"] * 2**30 > 150 * 300 * 4 + 150 * 150 * 8
     assert "exponent" in capsys.readouterr().out
+
+
+def test_planned(tmp_path):
+    found = planned.run("tiny")
+    (row,), stages = found["rows"], found["stages"]
+    assert row["sketch"] == 30
+    assert 0.8 < row["planned / measured disk"] < 1.5
+    assert 0.8 < row["planned / measured MiB"] < 2
+    assert row["seconds"] > 1
+    assert sum(each["seconds"] for each in stages) == pytest.approx(row["seconds"])
+    assert sum(each["planned s"] for each in stages) == pytest.approx(row["planned s"])
+    assert json.loads(json.dumps(found))["benchmark"] == "planned"
+
+
+def test_exponents_of_runs_hold_the_other_variables_fixed():
+    stages = [
+        {"stage": "pca", "sketch": n, "box": d, "workers": w, "embedding": e,
+         "seconds": n**2 * d**3 / w, "planned s": n * d**3 / w}
+        for n, d, w, e in (
+            (10, 8, 1, "none"), (20, 8, 1, "none"), (40, 8, 1, "none"), (20, 16, 1, "none"),
+            (20, 8, 2, "none"), (80, 8, 1, "exact"),
+        )
+    ]  # fmt: skip
+    found = {row["variable"]: row for row in planned.exponents(stages)}
+    assert (found["sketch"]["from"], found["sketch"]["to"]) == (10, 40)
+    assert found["sketch"]["exponent"] == pytest.approx(2)
+    assert found["sketch"]["planned exponent"] == pytest.approx(1)
+    assert found["box"]["exponent"] == pytest.approx(3)
+    assert found["workers"]["exponent"] == pytest.approx(-1)
+    assert planned.exponents([row | {"seconds": 0.1} for row in stages]) == []
 
 
 def test_exponents_are_those_that_were_put_in():
