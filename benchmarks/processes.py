@@ -30,7 +30,8 @@ class Measured:
         Largest sum over its processes, at one moment, of their proportional set sizes: memory
         that processes share is counted once. Seen to about 1 %, at ``interval_seconds``.
     largest_bytes
-        Largest proportional set size of any one of its processes.
+        Largest resident size that any one of its processes ever had (Linux counts it): what
+        processes share is in each.
     others_seconds
         CPU time that the machine spent meanwhile on anything else (Linux): where it is not small
         next to ``seconds``, the command shared the cores, and its times say little.
@@ -66,7 +67,8 @@ def measure(
             if resident > GROWN * highest or now - last > RARELY_SECONDS:
                 highest, last = max(highest, resident), now
                 sizes = tree_bytes(process.pid)
-                peak, largest = max(peak, sum(sizes)), max(largest, *sizes)
+                peak = max(peak, sum(sizes))
+            largest = max(largest, _highest_bytes(process.pid))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -93,6 +95,17 @@ def resident_bytes(pid: int) -> int:
         with contextlib.suppress(OSError):
             pages += int(Path(f"/proc/{member}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _highest_bytes(pid: int) -> int:
+    """The most that any process of a tree had resident so far, bytes (Linux)."""
+    found = 0
+    for member in _tree(pid):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{member}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    found = max(found, int(line.split()[1]) * 1024)
+    return found
 
 
 def disk_bytes(directory: Path) -> int:

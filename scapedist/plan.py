@@ -244,7 +244,11 @@ def _by_gram(
     few = 8 * p * (3 * r + 3)
     worker = IMPORT_BYTES + held + few + 8 * min(block, n) ** 2
     here = IMPORT_BYTES + few + 8 * n * n + PANEL_BYTES + 8 * n * 16 * (r + SPARE_COLUMNS)
-    here += worker - IMPORT_BYTES - few if alone else TILES_AHEAD * 8 * min(block, n) ** 2
+    here += (
+        worker - IMPORT_BYTES - few
+        if alone
+        else min(TILES_AHEAD * 8 * min(block, n) ** 2, 8 * n * n)
+    )
     return ComponentsPlan("gram", block, 0, 0, here, worker, 8 * n * n + 4 * p * r)
 
 

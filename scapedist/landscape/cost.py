@@ -26,7 +26,6 @@ from scapedist.landscape.reduced_map import (
     BLOCK_BYTES,
     FURTHER,
     HELD_OUT,
-    POINTS,
     SKETCH_ROWS,
 )
 from scapedist.landscape.settings import STAGE_SETTINGS, MaskSettings, changed
@@ -46,7 +45,7 @@ from scapedist.workers import available_cores, one_thread
 from scapedist.workers.serial import MEMORY_SHARE, available_memory
 
 USUAL_POINTS = 400
-"""Points of a reduced map that meets the default tolerance, usually."""
+"""Points of a reduced map that meets the default tolerance, usually; half of them come last."""
 PILOT_SECONDS = 1.5
 """Of decoding, to see how large a mask will be."""
 UNKNOWN_MASK = 0.1
@@ -56,8 +55,13 @@ PAIR_SECONDS = 3.2e-8
 WARD_ROUNDS = 2.5
 """Times that Ward's linkage from coordinates computes the distances of all pairs, about."""
 MIB = 2**20
-REPORT_MEMORY_BYTES = 64 * MIB
+BESIDE_BYTES, WORKER_BYTES = 280 * MIB, 250 * MIB
+"""Resident memory of this process beside local workers, which needs no torch, and of one of these,
+before any work; plans are refused by the larger IMPORT_BYTES of one that does all."""
+REPORT_MEMORY_BYTES = 48 * MIB
 """What the report loads and draws, beyond what other stages do."""
+LATER_BYTES = 32 * MIB
+"""What one process that does all imports after decoding; beside workers it is done meanwhile."""
 MISSED_GROUPS = 10
 """Of particles that no sketch volume represents, about; a volume of each is kept twice."""
 MAP_BLOCKS = 2
@@ -205,11 +209,13 @@ def cost_of_run(
     stored = p * voxel_bytes if generate.store == "masked" else volume * voxel_bytes // 4
     n_pilot = min(n, generate.pilot_volumes) if generate.store == "masked" else 0
     n_states, particles = options["states"].states, len(model.latents)
-    base, alone = IMPORT_BYTES, workers == 1
+    alone = workers == 1
+    base = IMPORT_BYTES if alone else BESIDE_BYTES
+    spared_here, spared = IMPORT_BYTES - base, 0 if alone else IMPORT_BYTES - WORKER_BYTES
     reading = n * measured.read_seconds
-    work = decoding.worker_bytes
+    work = decoding.worker_bytes - spared
     stages = {
-        "start": StageCost(measured.start_seconds * (1 if alone else 2.2), base, base, 0),
+        "start": StageCost(measured.start_seconds * (1 if alone else 2.2), base, work, 0),
         "sketch": StageCost(
             measured.sketch_seconds(n), base + 8 * particles * (model.latents.shape[1] * 4 + 4), 0,
             4 * particles * (model.latents.shape[1] + 1),
@@ -224,21 +230,20 @@ def cost_of_run(
         "pca": StageCost(
             components_seconds(components, n, p, workers, measured.product_rate, reading)
             + 2 * TRAVERSED_COMPONENTS * TRAVERSAL_POINTS * measured.read_seconds,
-            components.here_bytes,
-            components.worker_bytes,
+            components.here_bytes - spared_here,
+            components.worker_bytes - spared,
             components.disk_bytes + 2 * TRAVERSED_COMPONENTS * TRAVERSAL_POINTS * volume,
         ),
         "states": StageCost(
             linkage_seconds(linkage, n, measured.product_rate) + 6 * reading,
-            linkage.here_bytes, 0,
+            linkage.here_bytes - spared_here, 0,
             n_states * 5 * volume,
         ),
     }  # fmt: skip
     if embedding != "none":
-        stages["embed"] = _embedding(measured, embedding, workers, particles, n, r, work, alone)
-    stages["report"] = StageCost(
-        REPORT_SECONDS, base + REPORT_MEMORY_BYTES + 8 * volume, 0, REPORT_BYTES
-    )
+        stages["embed"] = _embedding(measured, embedding, workers, particles, n, r, base, work)
+    drawing = REPORT_MEMORY_BYTES + (LATER_BYTES if alone else 0)
+    stages["report"] = StageCost(REPORT_SECONDS, base + drawing + 8 * volume, 0, REPORT_BYTES)
     cost = Cost(
         volumes=n + n_quality, box_size=box_size, voxels=p, frequencies=measured.n_frequencies,
         batch_size=decoding.batch_size, workers=workers,
@@ -287,8 +292,8 @@ def linkage_seconds(plan: LinkagePlan, n: int, rate: float) -> float:
 
 
 def _embedding(
-    measured: _Measured, method: str, workers: int, particles: int, n: int, r: int, work: int,
-    alone: bool,
+    measured: _Measured, method: str, workers: int, particles: int, n: int, r: int, base: int,
+    work: int,
 ) -> StageCost:  # fmt: skip
     """Of all particles' coordinates, what the sketch missed, and the check."""
     one = measured.seconds_a_volume / workers
@@ -300,15 +305,16 @@ def _embedding(
         seconds = decoded * one + particles * 2 * field_share / workers + MAP_SECONDS
     seconds += 2 * measured.product_seconds(2 * particles * n * (r + 1))
     frame = 4 * r * measured.n_voxels + 8 * measured.volume_bytes // 4
-    here = IMPORT_BYTES + 12 * particles * (r + 3)
-    here += min(2**26, 8 * WRITE_ROWS * n)  # distances to the sketch's volumes
+    distances = 2 * min(2**26, 8 * WRITE_ROWS * n)  # to the sketch's volumes
+    here, worker = work - base if workers == 1 else 0, work
     if method == "reduced":
         further = min(FURTHER[0], max(FURTHER[0] // 4, particles // 25))
         volumes = min(SKETCH_ROWS, n) + further + HELD_OUT
-        features = 4 * volumes * (measured.hidden_size + 2) * POINTS[0]
-        work += MAP_BLOCKS * min(BLOCK_BYTES["cpu"], features)
+        features = 4 * volumes * (measured.hidden_size + 2) * (USUAL_POINTS // 2)
+        blocks = MAP_BLOCKS * min(BLOCK_BYTES["cpu"], features)
+        here, worker = max(here, LATER_BYTES + blocks) if here else 0, work + blocks
     return StageCost(
-        seconds, here + (work + frame - IMPORT_BYTES if alone else 0), work + frame,
+        seconds, base + 12 * particles * (r + 3) + max(here, distances), worker + frame,
         4 * particles * (r + 18) + 2 * MISSED_GROUPS * measured.volume_bytes + MAP_BYTES,
     )  # fmt: skip
 
@@ -358,7 +364,7 @@ class _Measured:
             self.seconds_a_volume = self.field_seconds + self._finish
             pixel_size = (model.pixel_size_angstroms or 1.0) * model.box_size / box_size
             self.n_voxels = self._mask_of_a_pilot(values, box_size, n, pixel_size, mask)
-            self.read_seconds = _seconds_of(lambda: (volume >= 0.5).astype(np.int32), 0.2)
+            self.read_seconds = _seconds_of(lambda: _read(volume), 0.2)
             left = np.random.default_rng(1).random((400, 4000))
             self.product_rate = 400 * 400 * 4000 / _seconds_of(lambda: left @ left.T, 0.3)
 
@@ -404,6 +410,12 @@ def _finish(volume: np.ndarray) -> None:
     torch.fft.irfftn(torch.fft.rfftn(torch.from_numpy(volume)))
     density_percentile(volume)
     volume.tobytes()
+
+
+def _read(volume: np.ndarray) -> None:
+    """About what reading a volume and looking at it takes."""
+    zlib.adler32(volume.data)
+    np.count_nonzero(volume.copy() >= 0.5)
 
 
 def _seconds_of(call: Callable[[], Any], at_least: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -16,8 +16,11 @@ from scapedist.analysis.embedding import Calibration, FieldModel
 from scapedist.analysis.project import Frame, ReducedMap
 from scapedist.errors import RunError
 from scapedist.landscape.batches import VolumeSource, field_of
+from scapedist.plan import batches
 from scapedist.store import read_rows
 
+EXACT_BYTES = 8 * 2**20
+"""Of a map's features in float64 at once."""
 COVARIANCE_COMPONENTS = 10
 """Leading coordinates whose posterior covariance is computed."""
 
@@ -165,12 +168,22 @@ class Training:
 
     def features(self, start: int, stop: int, hidden: bool) -> tuple[Any, Any, int]:
         """Centered features (n + k, q) of points start..stop, their mean, and the field's share."""
+        import torch
+
         field = field_of(self.projection.source)
         points = self.points[start:stop]
         rows = field.features(self.latents, points, len(points) if hidden else 0)
-        mean = rows[: self.n].double().mean(0).to(rows.dtype)
+        mean = torch.cat([some.mean(0) for some in _exactly(rows[: self.n])]).to(rows.dtype)
         n_values = rows.shape[1] - hidden * len(points) * field.decoder.hidden_size
-        return rows - mean, mean, n_values
+        rows -= mean
+        return rows, mean, n_values
+
+
+def _exactly(rows: Any) -> Iterator[Any]:
+    """Columns of features (n, q) in float64, a few at a time: a block of them is large."""
+    size = max(1, EXACT_BYTES // (8 * len(rows)))
+    for start, stop in batches(rows.shape[1], size):
+        yield rows[:, start:stop].double()
 
 
 def energy_of(projection: Projection, latents: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -207,7 +220,7 @@ def readout_block(training: Training, task: tuple[int, int, bool]) -> dict[str, 
 
     rows, mean, n_values = training.features(*task)
     weights = torch.from_numpy(training.weights).to(rows.device)
-    readout = rows[: training.n].double().T @ weights
+    readout = torch.cat([some.T @ weights for some in _exactly(rows[: training.n])])
     readout[:n_values] *= training.scales[0]
     readout[n_values:] *= training.scales[1]
     return {

@@ -68,7 +68,7 @@ from pathlib import Path
 from scapedist.landscape import analyze
 workdir, output, store, embedding = sys.argv[1:]
 analyze(workdir, 14, output, n_workers=1, size=100, box_size=32, store=store,
-        embedding=embedding, tolerance=0.01 if embedding == "reduced" else None)
+        embedding=embedding)
 files = [path for path in Path(output).rglob("*") if path.is_file()]
 print(json.dumps([peak_bytes(), sum(path.stat().st_size for path in files)]))
 """
