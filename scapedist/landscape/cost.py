@@ -58,7 +58,7 @@ MIB = 2**20
 BESIDE_BYTES, WORKER_BYTES = 280 * MIB, 250 * MIB
 """Resident memory of this process beside local workers, which needs no torch, and of one of these,
 before any work; plans are refused by the larger IMPORT_BYTES of one that does all."""
-REPORT_MEMORY_BYTES = 48 * MIB
+REPORT_MEMORY_BYTES = 44 * MIB
 """What the report loads and draws, beyond what other stages do."""
 LATER_BYTES = 32 * MIB
 """What one process that does all imports after decoding; beside workers it is done meanwhile."""
