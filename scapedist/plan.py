@@ -301,7 +301,7 @@ def plan_linkage(n: int, method: str, memory: int) -> LinkagePlan:
         Where not even their coordinates fit, with how many would.
     """
     in_pairs = method not in ("kmeans", "hdbscan")
-    distances = IMPORT_BYTES + 4 * n * n + 4 * min(PANEL_BYTES, 8 * n * n)
+    distances = IMPORT_BYTES + 4 * n * n + 4 * PANEL_BYTES
     if distances <= memory and in_pairs:
         return LinkagePlan("distances", 0, distances)
     each = COORDINATE_COPIES * 8 * ISOMETRIC_COLUMNS

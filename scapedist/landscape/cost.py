@@ -35,6 +35,7 @@ from scapedist.model.workdir import Model, open_model
 from scapedist.plan import (
     IMPORT_BYTES,
     ISOMETRIC_COLUMNS,
+    PANEL_BYTES,
     ComponentsPlan,
     LinkagePlan,
     check_disk,
@@ -213,6 +214,8 @@ def cost_of_run(
     base = IMPORT_BYTES if alone else BESIDE_BYTES
     spared_here, spared = IMPORT_BYTES - base, 0 if alone else IMPORT_BYTES - WORKER_BYTES
     reading = n * measured.read_seconds
+    # panels of distances are no larger than the distances of all pairs
+    unused = 4 * max(PANEL_BYTES - 8 * n * n, 0) if linkage.kind == "distances" else 0
     work = decoding.worker_bytes - spared
     stages = {
         "start": StageCost(measured.start_seconds * (1 if alone else 2.2), base, work, 0),
@@ -236,7 +239,7 @@ def cost_of_run(
         ),
         "states": StageCost(
             linkage_seconds(linkage, n, measured.product_rate) + 6 * reading,
-            linkage.here_bytes - spared_here, 0,
+            linkage.here_bytes - spared_here - unused, 0,
             n_states * 5 * volume,
         ),
     }  # fmt: skip
