@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +140,10 @@ def by_rounds(given: np.ndarray, method: str) -> np.ndarray:
 def by_two_levels(given: np.ndarray, method: str) -> np.ndarray:
     """Labels (n,) of scapedist's states by way of micro-states."""
     from scapedist.analysis.linkage import two_level
-    from scapedist.backend import nearest_by_products
-    from scapedist.landscape.grouping import PRODUCT_PANELS
+    from scapedist.landscape.grouping import nearest_in_panels
 
-    nearest = partial(nearest_by_products, product_bytes=PRODUCT_PANELS * PANEL_BYTES // 2)
     n_micro = min(len(given) // 4, MICRO_STATES)
-    return two_level(given, method, n_micro, nearest, 0).cut(N_STATES)
+    return two_level(given, method, n_micro, nearest_in_panels, 0).cut(N_STATES)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alone import peak_bytes
+
 GROWN, RARELY_SECONDS = 1.01, 1.0
 """Proportional sizes take the system 10 ms or more of a core that the command has use for: they
 are read when resident sizes, which cost nothing, have grown, and rarely otherwise."""
@@ -63,12 +65,14 @@ def measure(
         nonlocal peak, largest
         highest, last = 0, start
         while not done.wait(interval_seconds):
-            resident, now = resident_bytes(process.pid), time.perf_counter()
+            members, now = _tree(process.pid), time.perf_counter()
+            resident = resident_bytes(members)
             if resident > GROWN * highest or now - last > RARELY_SECONDS:
                 highest, last = max(highest, resident), now
-                sizes = tree_bytes(process.pid)
-                peak = max(peak, sum(sizes))
-            largest = max(largest, _highest_bytes(process.pid))
+                peak = max(peak, sum(map(_bytes, members)))
+            for member in members:
+                with contextlib.suppress(OSError, RuntimeError):  # it has just ended
+                    largest = max(largest, peak_bytes(member))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -83,29 +87,13 @@ def measure(
     return Measured(seconds, cpu, peak, largest, max(busy - cpu, 0.0))
 
 
-def tree_bytes(pid: int) -> list[int]:
-    """Proportional set sizes of a process and its descendants, bytes (Linux); 0 once it ended."""
-    return [_bytes(member) for member in _tree(pid)]
-
-
-def resident_bytes(pid: int) -> int:
-    """Sum of the resident sizes of a process and its descendants, bytes (Linux)."""
+def resident_bytes(members: Sequence[int]) -> int:
+    """Sum of the resident sizes of processes, bytes (Linux); 0 of those that ended."""
     pages = 0
-    for member in _tree(pid):
+    for member in members:
         with contextlib.suppress(OSError):
             pages += int(Path(f"/proc/{member}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _highest_bytes(pid: int) -> int:
-    """The most that any process of a tree had resident so far, bytes (Linux)."""
-    found = 0
-    for member in _tree(pid):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{member}/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    found = max(found, int(line.split()[1]) * 1024)
-    return found
 
 
 def disk_bytes(directory: Path) -> int:

@@ -22,12 +22,7 @@ from scapedist.landscape import CHECKED_PARTICLES
 from scapedist.landscape.analyse import FEW_PRODUCTS, TRAVERSAL_POINTS, TRAVERSED_COMPONENTS
 from scapedist.landscape.embedder import WRITE_ROWS
 from scapedist.landscape.generate import plan_generation, volume_box_size
-from scapedist.landscape.reduced_map import (
-    BLOCK_BYTES,
-    FURTHER,
-    HELD_OUT,
-    SKETCH_ROWS,
-)
+from scapedist.landscape.reduced_map import BLOCK_BYTES, FURTHER, HELD_OUT, SKETCH_ROWS
 from scapedist.landscape.settings import STAGE_SETTINGS, MaskSettings, changed
 from scapedist.landscape.whole import USUAL_PASSES
 from scapedist.model.field import Field
@@ -309,15 +304,17 @@ def _embedding(
     seconds += 2 * measured.product_seconds(2 * particles * n * (r + 1))
     frame = 4 * r * measured.n_voxels + 8 * measured.volume_bytes // 4
     distances = 2 * min(2**26, 8 * WRITE_ROWS * n)  # to the sketch's volumes
-    here, worker = work - base if workers == 1 else 0, work
+    here, worker = work - base, work
     if method == "reduced":
         further = min(FURTHER[0], max(FURTHER[0] // 4, particles // 25))
         volumes = min(SKETCH_ROWS, n) + further + HELD_OUT
         features = 4 * volumes * (measured.hidden_size + 2) * (USUAL_POINTS // 2)
         blocks = MAP_BLOCKS * min(BLOCK_BYTES["cpu"], features)
-        here, worker = max(here, LATER_BYTES + blocks) if here else 0, work + blocks
+        here, worker = max(here, LATER_BYTES + blocks), work + blocks
     return StageCost(
-        seconds, base + 12 * particles * (r + 3) + max(here, distances), worker + frame,
+        seconds,
+        base + 12 * particles * (r + 3) + max(here if workers == 1 else 0, distances),
+        worker + frame,
         4 * particles * (r + 18) + 2 * MISSED_GROUPS * measured.volume_bytes + MAP_BYTES,
     )  # fmt: skip
 
@@ -340,12 +337,11 @@ class Rates:
     @classmethod
     def measured(cls) -> Rates:
         """Measured now, in a second."""
-        left = np.random.default_rng(1).random((400, 4000))
         block = np.zeros(2**24, np.uint8)
         with backend.one_numpy_thread():
-            product = _seconds_of(lambda: left @ left.T, 0.3)
+            products = _products_per_second()
             read = _seconds_of(lambda: (zlib.adler32(block.data), block.copy()), 0.3)
-        return cls(400 * 400 * 4000 / product, len(block) / read)
+        return cls(products, len(block) / read)
 
 
 class _Measured:
@@ -368,8 +364,7 @@ class _Measured:
             pixel_size = (model.pixel_size_angstroms or 1.0) * model.box_size / box_size
             self.n_voxels = self._mask_of_a_pilot(values, box_size, n, pixel_size, mask)
             self.read_seconds = _seconds_of(lambda: _read(volume), 0.2)
-            left = np.random.default_rng(1).random((400, 4000))
-            self.product_rate = 400 * 400 * 4000 / _seconds_of(lambda: left @ left.T, 0.3)
+            self.product_rate = _products_per_second()
 
     def _mask_of_a_pilot(
         self, values: Field, box_size: int, n: int, pixel_size: float, mask: MaskSettings
@@ -413,6 +408,12 @@ def _finish(volume: np.ndarray) -> None:
     torch.fft.irfftn(torch.fft.rfftn(torch.from_numpy(volume)))
     density_percentile(volume)
     volume.tobytes()
+
+
+def _products_per_second() -> float:
+    """Multiplications and additions in float64, of large matrices."""
+    left = np.random.default_rng(1).random((400, 4000))
+    return 400 * 400 * 4000 / _seconds_of(lambda: left @ left.T, 0.3)
 
 
 def _read(volume: np.ndarray) -> None:

@@ -31,6 +31,7 @@ LEAST_DENSE = 5
 """Volumes of a dense group, at least; of many volumes a hundredth."""
 PRODUCT_PANELS = 16
 """Panels of distances that a search for nearest groups holds."""
+nearest_in_panels = partial(nearest_by_products, product_bytes=PRODUCT_PANELS * PANEL_BYTES // 2)
 
 
 def states(
@@ -136,9 +137,8 @@ def _grouped(run: Recorded, settings: StatesSettings, workers: Workers) -> _Grou
             f"{settings.states} states were asked for. Use --states {plan.micro_states} or less, "
             "or a larger --memory-limit."
         )
-    nearest = partial(nearest_by_products, product_bytes=PRODUCT_PANELS * PANEL_BYTES // 2)
     both = linkage.two_level(
-        points.read(), settings.linkage, plan.micro_states, nearest, settings.seed
+        points.read(), settings.linkage, plan.micro_states, nearest_in_panels, settings.seed
     )
     how = f"{len(both.tree) + 1} micro-states (k-means on isometric coordinates), then linkage"
     return _Grouped(both.cut(settings.states), how, both.tree, both.micro)
