@@ -61,7 +61,7 @@ def nearest_neighbor_chain(
     Parameters
     ----------
     squared : (n, n) float64
-        Squared distances, of numpy or CuPy; overwritten.
+        Squared distances, of numpy or CuPy, the same both ways; overwritten.
     method
         One of ``LINKAGES``.
     sizes : (n,) int
@@ -92,7 +92,7 @@ def nearest_neighbor_chain(
             row = distances[chain[-1]]
             found = to_host(xp.stack([row.argmin().astype(np.float64), row.min()]))
             nearest, distance = int(found[0]), float(found[1])
-            if links and distance >= links[-1]:  # the one before is as near
+            if links and (distance >= links[-1] or nearest == chain[-2]):  # each other's nearest
                 break
             chain.append(nearest)
             links.append(distance)
@@ -265,7 +265,9 @@ def two_level(
     centers /= sizes[:, None]
     within = np.bincount(micro, np.square(points - centers[micro]).sum(1)) / sizes
     norms = np.square(centers).sum(1)
-    squared = norms[:, None] + norms[None, :] - 2 * centers @ centers.T
+    squared = centers @ centers.T  # of a matrix with itself: the same to the last bit both ways
+    squared *= -2
+    squared += norms[:, None] + norms[None, :]
     if method == "average":
         squared += within[:, None] + within[None, :]
     elif method == "ward":

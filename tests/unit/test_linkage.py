@@ -10,7 +10,14 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
 from scapedist.analysis.gram import gram_matrix
-from scapedist.analysis.linkage import LINKAGES, cut, link, two_level, ward_of_points
+from scapedist.analysis.linkage import (
+    LINKAGES,
+    cut,
+    link,
+    nearest_neighbor_chain,
+    two_level,
+    ward_of_points,
+)
 from scapedist.backend import nearest_by_products
 from scapedist.errors import InputError
 
@@ -159,6 +166,27 @@ def test_two_levels_find_the_groups(method):
     labels = both.cut(6)
     assert adjusted_rand_score(labels, group) > 0.99
     assert labels[0] == 0  # numbered by their first member
+
+
+@pytest.mark.parametrize("method", LINKAGES)
+def test_two_levels_of_points_whose_distances_round(method):
+    """Far from the origin; were a distance not the same both ways, the chain would not end."""
+    points = np.random.default_rng(0).normal(size=(300, 50))
+    near = two_level(points, method, 75, nearest_by_products, 0)
+    far = two_level(points + 100, method, 75, nearest_by_products, 0)
+    np.testing.assert_array_equal(near.micro, far.micro)
+    np.testing.assert_allclose(near.tree[:, 2], far.tree[:, 2], rtol=1e-8)
+
+
+@pytest.mark.parametrize("n", [50, 301])
+def test_the_chain_ends_where_distances_are_not_quite_the_same_both_ways(n):
+    rng = np.random.default_rng(0)
+    squared = cdist(*[rng.normal(size=(n, 4))] * 2, "sqeuclidean")
+    noisy = squared * (1 + 1e-13 * rng.normal(size=squared.shape))
+    for method in LINKAGES:
+        exact = nearest_neighbor_chain(squared.copy(), method)
+        found = nearest_neighbor_chain(noisy.copy(), method)
+        np.testing.assert_allclose(found[:, 2], exact[:, 2], rtol=1e-10)
 
 
 @pytest.mark.parametrize("method", ["average", "ward"])
