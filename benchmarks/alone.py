@@ -17,13 +17,13 @@ MEMORY_SHARE = 0.75
 CHILD = """
 import importlib, json, sys
 sys.path.insert(0, sys.argv[1])
-print(json.dumps(importlib.import_module(sys.argv[2]).child(*sys.argv[3:])))
+print(json.dumps(getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(*sys.argv[4:])))
 """
 
 
-def alone(script: str, *arguments: str) -> dict[str, Any]:
-    """What a script's ``child`` returns in a fresh process; ``error`` where that fails."""
-    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), script, *arguments]
+def alone(script: str, *arguments: str, child: str = "child") -> dict[str, Any]:
+    """What a function of a script returns in a fresh process; ``error`` where that fails."""
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), script, child, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines()

@@ -4,7 +4,7 @@ Components (by the Gram matrix, by passes over the volumes) and states of masked
 in a store, for several numbers of volumes n and of voxels p, and decoding for several boxes D:
 time and peak memory of a process of its own next to the plan's figures, and the exponents that fit
 the times. Volumes have random values with a decaying spectrum. At full size also many volumes at
-once, under a memory limit.
+once, under a memory limit, and sketches of many latents by k-means.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from alone import alone, peak_bytes
+from alone import alone, peak_bytes, reset_peak
 from machine import describe, n_threads, print_table, seconds_of, write_json
 from random_model import write_random_model
 
 from scapedist import open_model
+from scapedist.analysis.sketch import make_sketch
 from scapedist.landscape import Run
-from scapedist.landscape.cost import Rates, components_seconds, linkage_seconds
+from scapedist.landscape.cost import (
+    Rates,
+    components_seconds,
+    linkage_seconds,
+    sketch_seconds,
+)
 from scapedist.landscape.settings import (
     GenerateSettings,
     MaskSettings,
@@ -47,6 +53,7 @@ COMPONENTS, STATES = 20, 10
 RANK = 60
 """Of the volumes, apart from noise."""
 NOISE = 0.02
+ZDIM = 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Size:
         Of decoding; of its random models' layers.
     many
         (volumes, voxels, solver, linkage, memory limit) of one run each.
+    latents, sketches
+        Particles and sketch sizes of k-means on latents.
     """
 
     volumes: tuple[int, ...]
@@ -68,6 +77,8 @@ class Size:
     boxes: tuple[int, ...]
     width: int
     many: tuple[tuple[int, int, str, str, int], ...] = ()
+    latents: int = 2000
+    sketches: tuple[int, ...] = (100, 200)
 
 
 SIZES = {
@@ -84,6 +95,8 @@ SIZES = {
             (50_000, 5_000, "auto", "average", 4 * GIB),
             (100_000, 5_000, "auto", "kmeans", 4 * GIB),
         ),
+        300_000,
+        (10_000, 30_000, 100_000),
     ),
 }
 
@@ -106,9 +119,9 @@ def run(name: str, many_only: bool = False) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         if not many_only:
-            rows = stages(size, place) + decoding(size, place)
-            print_table([row for row in rows if "p" in row])
-            print_table([row for row in rows if "D" in row])
+            rows = stages(size, place) + decoding(size, place) + sketches(size)
+            for stage in dict.fromkeys(row["stage"] for row in rows):
+                print_table([row for row in rows if row["stage"] == stage])
             results["rows"] = exponents(rows)
             print_table(results["rows"])
             results["measured"] = rows
@@ -185,6 +198,18 @@ def child(directory: str, options: str) -> dict[str, Any]:
     }
 
 
+def sketch_child(particles: str, size: str) -> dict[str, Any]:
+    """A k-means sketch of random latents: seconds, what the plan says, bytes above idle."""
+    spread = 0.8 ** np.arange(ZDIM)
+    latents = (np.random.default_rng(0).standard_normal((int(particles), ZDIM)) * spread).astype(
+        np.float32
+    )
+    planned = sketch_seconds(latents, int(size))
+    before = reset_peak()
+    seconds = seconds_of(lambda: make_sketch(latents, int(size)))
+    return {"seconds": seconds, "planned s": planned, "bytes": peak_bytes() - before}
+
+
 # -- fits
 
 
@@ -250,6 +275,17 @@ def decoding(size: Size, place: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def sketches(size: Size) -> list[dict[str, Any]]:
+    """k-means on latents for several sizes of a sketch, on all cores."""
+    rows = []
+    for n in size.sketches:
+        found = alone("growth", str(size.latents), str(n), child="sketch_child")
+        row = {"stage": "sketch", "n": n, "particles": size.latents, "seconds": found["seconds"]}
+        above = found["bytes"] / 2**20
+        rows.append(row | {"planned s": found["planned s"], "above idle MiB": above})
+    return rows
+
+
 def _decode(field: Field, latents: np.ndarray) -> None:
     for _ in field.volumes(latents):
         pass
@@ -267,18 +303,15 @@ def exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             line: dict[str, Any] = {"stage": stage, "variable": variable}
             line["from"], line["to"] = longest[0][variable], longest[-1][variable]
             line["exponent"] = power(longest, variable, "seconds")
+            line |= {"planned exponent": 3.0, "planned / measured s": ""}  # of decoding
+            line["planned / measured MiB"] = ""
             if "planned s" in longest[0]:
                 line["planned exponent"] = power(longest, variable, "planned s")
                 ratios = [row["planned s"] / row["seconds"] for row in longest]
                 line["planned / measured s"] = float(np.median(ratios))
+            if "planned MiB" in longest[0]:
                 memory = [row["planned MiB"] / row["peak MiB"] for row in longest]
                 line["planned / measured MiB"] = float(np.median(memory))
-            else:
-                line |= {
-                    "planned exponent": 3.0,
-                    "planned / measured s": "",
-                    "planned / measured MiB": "",
-                }
             found.append(line)
     return found
 

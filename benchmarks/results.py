@@ -247,6 +247,12 @@ SECTIONS = {
                 "n | p | linkage | joined from | components s | states s | peak GiB | planned GiB",
                 "Many volumes under a limit of 4 GiB a process, a worker a core.",
             ),
+            Table(
+                "measured",
+                "particles | n | seconds | planned s | above idle MiB",
+                "Sketches of n of the particles by k-means on latents of eight dimensions.",
+                ("stage", "sketch"),
+            ),
         ),
     ),
     "planned": Section(

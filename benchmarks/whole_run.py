@@ -23,7 +23,7 @@ from processes import Measured, disk_bytes, measure
 
 SIZES = {"tiny": ((30,), 16), "small": ((100,), 48), "full": ((100, 500, 2000, 5000), 48)}
 """Sketch sizes, box size."""
-ROUNDS, LARGE = 3, 1000
+ROUNDS, LARGE = 3, 400
 """Rounds at size full; above so many volumes there is one."""
 SCAPEDIST_IDLE = """
 import time

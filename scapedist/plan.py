@@ -13,10 +13,15 @@ BATCH_VOLUMES = {"cpu": 8, "cuda": 64}
 scheduler's part small, few enough to lose."""
 IMPORT_BYTES = 360 * 2**20
 """Resident memory of a worker before its first batch (interpreter, torch, zarr, distributed)."""
-BLOCK_BYTES = {"cpu": 64 * 2**20, "cuda": 8 * 2**30}
-"""Masked voxels (as float64) that one block of the analysis holds by default."""
+BLOCK_BYTES = {"cpu": 128 * 2**20, "cuda": 8 * 2**30}
+"""Masked voxels (as float64) that one block of the analysis stands for by default."""
+TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+"""Of a Gram matrix, that are computed, and sent, at once: what two blocks give, at most."""
 CHUNK_BYTES = 32 * 2**20
-"""Rows in float64 that a product of the analysis takes at once."""
+"""Rows in float64 that a pass over all rows multiplies at once."""
+CENTERED_BYTES = 8 * 2**20
+"""Rows minus their mean in float64 that a product of two blocks takes at once, all columns being
+too many for the processor's cache."""
 PANEL_BYTES = 16 * 2**20
 """Of the distances, or of a stored Gram matrix, that are handled at once."""
 SPARE_COLUMNS = 12
@@ -147,7 +152,7 @@ def plan_decode(
 def block_rows(n_voxels: int, memory_limit: int | None = None, device: str = "cpu") -> int:
     """Rows of masked voxels that the analysis holds at once, two blocks at a time."""
     budget = BLOCK_BYTES[device] if memory_limit is None else max(memory_limit // 16, 2**20)
-    return max(1, budget // (8 * max(n_voxels, 1)))
+    return max(1, min(budget // (8 * max(n_voxels, 1)), isqrt(TILE_BYTES[device] // 8)))
 
 
 @dataclass(frozen=True)
@@ -240,22 +245,20 @@ def plan_components(
 def _by_gram(
     n: int, p: int, r: int, memory: int, block: int, alone: bool, on_cpu: bool
 ) -> ComponentsPlan:
-    held = _held_bytes(n, p, block, on_cpu)
+    tile = 8 * min(block, n) ** 2
+    held = 2 * 4 * min(block, n) * p + 2 * CENTERED_BYTES if on_cpu else 0
     few = 8 * p * (3 * r + 3)
-    worker = IMPORT_BYTES + held + few + 8 * min(block, n) ** 2
+    worker = IMPORT_BYTES + held + few + 2 * tile
     here = IMPORT_BYTES + few + 8 * n * n + PANEL_BYTES + 8 * n * 16 * (r + SPARE_COLUMNS)
-    here += (
-        worker - IMPORT_BYTES - few
-        if alone
-        else min(TILES_AHEAD * 8 * min(block, n) ** 2, 8 * n * n)
-    )
+    here += held + 2 * tile if alone else min(TILES_AHEAD * tile, 8 * n * n)
     return ComponentsPlan("gram", block, 0, 0, here, worker, 8 * n * n + 4 * p * r)
 
 
 def _by_iteration(
     n: int, p: int, r: int, memory: int, block: int, alone: bool, on_cpu: bool
 ) -> ComponentsPlan:
-    width, held = r + SPARE_COLUMNS, _held_bytes(n, p, block, on_cpu)
+    width = r + SPARE_COLUMNS
+    held = 2 * 4 * min(block, n) * p + 2 * CHUNK_BYTES if on_cpu else 0
     fixed = 8 * p * (7 * width + 3) + 16 * n * ISOMETRIC_COLUMNS
     room = memory - IMPORT_BYTES - fixed - held
     columns = max(r + 2 * width, min(16 * width, room // (8 * p)))
@@ -264,11 +267,6 @@ def _by_iteration(
     here = IMPORT_BYTES + fixed + 8 * p * columns + (held if alone else 0)
     disk = 4 * p * r + 4 * n * isometric
     return ComponentsPlan("iteration", block, columns, isometric, here, worker, disk)
-
-
-def _held_bytes(n: int, p: int, block: int, on_cpu: bool) -> int:
-    """Blocks of volumes that a worker holds in host memory."""
-    return 2 * 4 * min(block, n) * p + 2 * CHUNK_BYTES if on_cpu else 0
 
 
 @dataclass(frozen=True)

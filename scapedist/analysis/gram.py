@@ -24,7 +24,7 @@ from scapedist.analysis.eigen import (
     settle,
 )
 from scapedist.backend import array_module, to_host
-from scapedist.plan import CHUNK_BYTES, ISOMETRIC_COLUMNS, batches
+from scapedist.plan import CENTERED_BYTES, ISOMETRIC_COLUMNS, batches
 
 Reader = Callable[[int, int], Any]
 """Rows start..stop of the masked voxels, (stop - start, p) float32, of numpy or CuPy."""
@@ -35,6 +35,8 @@ DISTANCE_TOLERANCE, MOST_PRODUCTS = 1e-5, 8
 """Of the directions of isometric coordinates, which need be no exact eigenvectors."""
 PARTIAL_SUMS = 32
 """Of components: fewer mean fewer workers, more mean more to send."""
+ROWS_A_COMPONENT = 8
+"""That a partial sum reads at least: less than a fourth of what it moves is then sent."""
 
 
 def in_turn(work: Callable[[Any, Any], Any], shared: Any, tasks: Sequence[Any]) -> Any:
@@ -156,17 +158,33 @@ def _tile(
     right = left if same else read(*task[1])
     xp = array_module(left)
     tile, sums = xp.zeros((len(left), len(right))), xp.empty(len(reference))
-    mean = xp.asarray(reference)
-    for start, stop in batches(len(reference), _columns(len(left) + len(right))):
-        ours = left[:, start:stop] - mean[start:stop]
-        theirs = ours if same else right[:, start:stop] - mean[start:stop]
-        tile += ours @ theirs.T
-        sums[start:stop] = ours.sum(0)
+    ours = _Centered(left, xp.asarray(reference), len(left) + len(right))
+    theirs = ours if same else _Centered(right, ours.mean, len(left) + len(right))
+    for start, stop in ours.spans:
+        some = ours(start, stop)
+        tile += some @ (some if same else theirs(start, stop)).T
+        if same:
+            sums[start:stop] = some.sum(0)
     return to_host(tile), to_host(sums) if same else None
 
 
-def _columns(n_rows: int) -> int:
-    return max(1024, CHUNK_BYTES // (8 * n_rows))
+class _Centered:
+    """Rows (m, p) float32 minus a mean (p,) in float64, some columns at a time, in one place.
+
+    As many columns as ``n_rows`` rows have in ``CENTERED_BYTES``.
+    """
+
+    def __init__(self, rows: Any, mean: Any, n_rows: int) -> None:
+        self.rows, self.mean = rows, mean
+        width = min(max(1024, CENTERED_BYTES // (8 * n_rows)), len(mean))
+        self.spans = batches(len(mean), width)
+        self._place = array_module(rows).empty((len(rows), width))
+
+    def __call__(self, start: int, stop: int) -> Any:
+        """Columns start..stop, which the next call replaces."""
+        place = self._place[:, : stop - start]
+        xp = array_module(place)
+        return xp.subtract(self.rows[:, start:stop], self.mean[start:stop], out=place)
 
 
 def _center(matrix: np.ndarray) -> np.ndarray:
@@ -206,18 +224,20 @@ def fit_components(
     solid = values > max(total, np.finfo(float).tiny) * 1e-13
     values, vectors = values[solid], vectors[:, solid]
     blocks = batches(n, block_rows)
+    least = -(-ROWS_A_COMPONENT * len(values) // block_rows)
     tasks = [
         (blocks[a:b], vectors[blocks[a][0] : blocks[b - 1][1]])
-        for a, b in batches(len(blocks), -(-len(blocks) // PARTIAL_SUMS))
+        for a, b in batches(len(blocks), max(least, -(-len(blocks) // PARTIAL_SUMS)))
     ]
     components = np.zeros((len(values), p))
     for part in in_order(run(_weighted_sum, (read, gram.mean), tasks)):
         components += part
     components /= np.sqrt(values)[:, None]
     signs = signs_of(components)
+    components *= signs[:, None]
     return Components(
         mean=gram.mean,
-        vectors=components * signs[:, None],
+        vectors=components,
         variance=values / (n - 1),
         variance_ratio=values / total,
         coordinates=vectors * (np.sqrt(values) * signs),
@@ -233,11 +253,12 @@ def _weighted_sum(
     for a, b in spans:
         rows = read(a, b)
         xp = array_module(rows)
-        weights, center = xp.asarray(vectors[a - first : b - first].T), xp.asarray(mean)
+        weights = xp.asarray(vectors[a - first : b - first].T)
         if result is None:
             result = xp.zeros((len(weights), rows.shape[1]))
-        for start, stop in batches(rows.shape[1], _columns(len(rows))):
-            result[:, start:stop] += weights @ (rows[:, start:stop] - center[start:stop])
+        centered = _Centered(rows, xp.asarray(mean), len(rows))
+        for start, stop in centered.spans:
+            result[:, start:stop] += weights @ centered(start, stop)
     return to_host(result)
 
 

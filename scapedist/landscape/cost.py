@@ -215,7 +215,8 @@ def cost_of_run(
     stages = {
         "start": StageCost(measured.start_seconds * (1 if alone else 2.2), base, work, 0),
         "sketch": StageCost(
-            measured.sketch_seconds(n), base + 8 * particles * (model.latents.shape[1] * 4 + 4), 0,
+            sketch_seconds(model.latents, n),
+            base + 8 * particles * (model.latents.shape[1] * 4 + 4), 0,
             4 * particles * (model.latents.shape[1] + 1),
         ),
         "generate": StageCost(
@@ -253,6 +254,20 @@ def cost_of_run(
     )  # fmt: skip
     check_disk(cost.disk_bytes, free, str(output or "."))
     return cost
+
+
+def sketch_seconds(latents: np.ndarray, n: int) -> float:
+    """Seconds of a k-means sketch of n volumes, from a short measurement."""
+    latents, rng = latents.astype(np.float64), np.random.default_rng(0)
+    centers = latents[rng.choice(len(latents), n, replace=False)]
+    some = latents[rng.choice(len(latents), min(len(latents), 2000), replace=False)]
+    tree = _seconds_of(lambda: nearest_center(centers, some[:1]), 0.1)
+    found = _seconds_of(lambda: nearest_center(centers, some), 0.2) - tree
+    seconds = (MAX_ITERATIONS + 1) * (tree + found * len(latents) / len(some))
+    if n <= PLUSPLUS_LIMIT:
+        step = _seconds_of(lambda: np.cumsum(np.square(latents).sum(1)), 0.1)
+        seconds += n * step
+    return seconds
 
 
 def components_seconds(
@@ -386,19 +401,6 @@ class _Measured:
     def product_seconds(self, products: float) -> float:
         """Of so many multiplications and additions in float64, on one thread."""
         return products / self.product_rate
-
-    def sketch_seconds(self, n: int) -> float:
-        """Of k-means on the latents."""
-        latents = self._latents.astype(np.float64)
-        rng = np.random.default_rng(0)
-        centers = latents[rng.choice(len(latents), n, replace=False)]
-        some = latents[rng.choice(len(latents), min(len(latents), 2000), replace=False)]
-        found = _seconds_of(lambda: nearest_center(centers, some), 0.2)
-        seconds = (MAX_ITERATIONS + 1) * found * len(latents) / len(some)
-        if n <= PLUSPLUS_LIMIT:
-            step = _seconds_of(lambda: np.cumsum(np.square(latents).sum(1)), 0.1)
-            seconds += n * step
-        return seconds
 
 
 def _finish(volume: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from scapedist.plan import (
     BATCH_VOLUMES,
     BLOCK_BYTES,
     GIB,
+    TILE_BYTES,
     DecodePlan,
     batches,
     block_rows,
@@ -80,6 +81,13 @@ def test_block_rows():
     assert block_rows(0) >= 1
 
 
+def test_a_tile_of_the_gram_matrix_stays_small():
+    """However few voxels there are: workers send tiles, and some wait to be put in place."""
+    for device, n_bytes in TILE_BYTES.items():
+        assert 0.99 * n_bytes < 8 * block_rows(10, None, device) ** 2 <= n_bytes
+        assert 8 * block_rows(10, 64 * GIB, device) ** 2 <= n_bytes
+
+
 def test_disk_is_checked():
     check_disk(10 * GIB, 10 * GIB, "runs")
     with pytest.raises(ResourceError, match=r"take 10 GiB, runs has 2\.5 GiB free"):
@@ -120,4 +128,4 @@ def test_a_gpu_takes_more_at_a_time():
     assert made.batch_size == BATCH_VOLUMES["cuda"]
     # host memory holds a volume at a time, not the batch
     assert made.worker_bytes == worker_bytes(1, 128, 549_000, 3_300_000, 0)
-    assert block_rows(162_210, None, "cuda") > 100 * block_rows(162_210)
+    assert block_rows(162_210, None, "cuda") > 10 * block_rows(162_210)
