@@ -14,7 +14,7 @@ scheduler's part small, few enough to lose."""
 IMPORT_BYTES = 360 * 2**20
 """Resident memory of a worker before its first batch (interpreter, torch, zarr, distributed)."""
 BLOCK_BYTES = {"cpu": 128 * 2**20, "cuda": 8 * 2**30}
-"""Masked voxels (as float64) that one block of the analysis stands for by default."""
+"""Masked voxels that the analysis holds at once by default."""
 TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 """Of a Gram matrix, that are computed, and sent, at once: what two blocks give, at most."""
 CHUNK_BYTES = 32 * 2**20
@@ -30,7 +30,7 @@ ISOMETRIC_COLUMNS = 256
 """Of the coordinates that stand for volumes where their Gram matrix is too large."""
 COORDINATE_COPIES = 6
 """Of the isometric coordinates, that joining volumes by them holds."""
-TILES_AHEAD = 8
+TILES_AHEAD = 32
 """Of a Gram matrix, that have come from workers and wait to be put in place."""
 MICRO_STATES = 4000
 """Of linkage in two levels, at most."""
@@ -149,10 +149,15 @@ def plan_decode(
     )
 
 
+def kept_bytes(memory_limit: int | None = None, device: str = "cpu") -> int:
+    """Masked voxels as float32 that the analysis holds at once: two blocks, or more small ones."""
+    return BLOCK_BYTES[device] if memory_limit is None else max(memory_limit // 16, 2**20)
+
+
 def block_rows(n_voxels: int, memory_limit: int | None = None, device: str = "cpu") -> int:
-    """Rows of masked voxels that the analysis holds at once, two blocks at a time."""
-    budget = BLOCK_BYTES[device] if memory_limit is None else max(memory_limit // 16, 2**20)
-    return max(1, min(budget // (8 * max(n_voxels, 1)), isqrt(TILE_BYTES[device] // 8)))
+    """Rows of masked voxels in a block, of which a product takes two."""
+    rows = kept_bytes(memory_limit, device) // (8 * max(n_voxels, 1))
+    return max(1, min(rows, isqrt(TILE_BYTES[device] // 8)))
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,8 @@ class ComponentsPlan:
         ``gram``: from the Gram matrix of the volumes; ``iteration``: from passes over them.
     block_rows
         Volumes whose masked voxels are held at once.
+    kept
+        Whether a process keeps the masked voxels of all volumes, and reads each once.
     columns, isometric
         Of the iteration's space; of the coordinates that are kept. 0 with ``gram``.
     here_bytes, worker_bytes
@@ -175,6 +182,7 @@ class ComponentsPlan:
 
     solver: str
     block_rows: int
+    kept: bool
     columns: int
     isometric: int
     here_bytes: int
@@ -224,8 +232,12 @@ def plan_components(
     """
 
     def plans(given: int) -> list[ComponentsPlan]:
-        block = block_rows(n_voxels, given if limited else None, device)
-        sizes = (n, n_voxels, n_components, given, block, n_workers == 1, device == "cpu")
+        limit = given if limited else None
+        block, kept = block_rows(n_voxels, limit, device), kept_bytes(limit, device)
+        whole = 4 * n * n_voxels
+        held = min(whole, max(8 * block * n_voxels, kept))
+        host = held if device == "cpu" else 0
+        sizes = (n, n_voxels, n_components, given, block, held == whole, host, n_workers == 1)
         ways = {"gram": _by_gram, "iteration": _by_iteration}
         return [make(*sizes) for name, make in ways.items() if solver in ("auto", name)]
 
@@ -243,22 +255,23 @@ def plan_components(
 
 
 def _by_gram(
-    n: int, p: int, r: int, memory: int, block: int, alone: bool, on_cpu: bool
+    n: int, p: int, r: int, memory: int, block: int, kept: bool, held: int, alone: bool
 ) -> ComponentsPlan:
     tile = 8 * min(block, n) ** 2
-    held = 2 * 4 * min(block, n) * p + 2 * CENTERED_BYTES if on_cpu else 0
     few = 8 * p * (3 * r + 3)
-    worker = IMPORT_BYTES + held + few + 2 * tile
+    product = held + 2 * CENTERED_BYTES + 2 * tile
+    worker = IMPORT_BYTES + few + product
     here = IMPORT_BYTES + few + 8 * n * n + PANEL_BYTES + 8 * n * 16 * (r + SPARE_COLUMNS)
-    here += held + 2 * tile if alone else min(TILES_AHEAD * tile, 8 * n * n)
-    return ComponentsPlan("gram", block, 0, 0, here, worker, 8 * n * n + 4 * p * r)
+    here += product if alone else min(TILES_AHEAD * tile, 8 * n * n)
+    disk = 8 * n * n + 4 * p * r
+    return ComponentsPlan("gram", block, kept, 0, 0, here, worker, disk)
 
 
 def _by_iteration(
-    n: int, p: int, r: int, memory: int, block: int, alone: bool, on_cpu: bool
+    n: int, p: int, r: int, memory: int, block: int, kept: bool, held: int, alone: bool
 ) -> ComponentsPlan:
     width = r + SPARE_COLUMNS
-    held = 2 * 4 * min(block, n) * p + 2 * CHUNK_BYTES if on_cpu else 0
+    held += min(2 * CHUNK_BYTES, 16 * min(block, n) * p)
     fixed = 8 * p * (7 * width + 3) + 16 * n * ISOMETRIC_COLUMNS
     room = memory - IMPORT_BYTES - fixed - held
     columns = max(r + 2 * width, min(16 * width, room // (8 * p)))
@@ -266,7 +279,7 @@ def _by_iteration(
     worker = IMPORT_BYTES + held + 8 * p * max(2 * width + 3, isometric)
     here = IMPORT_BYTES + fixed + 8 * p * columns + (held if alone else 0)
     disk = 4 * p * r + 4 * n * isometric
-    return ComponentsPlan("iteration", block, columns, isometric, here, worker, disk)
+    return ComponentsPlan("iteration", block, kept, columns, isometric, here, worker, disk)
 
 
 @dataclass(frozen=True)

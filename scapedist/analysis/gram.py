@@ -189,11 +189,10 @@ class _Centered:
 
 def _center(matrix: np.ndarray) -> np.ndarray:
     """The Gram matrix of the rows minus their mean, in place."""
-    row_means = matrix.mean(0)
-    grand_mean = row_means.mean()
-    matrix -= row_means[:, None]
-    matrix -= row_means[None, :]
-    matrix += grand_mean
+    shift = matrix.mean(0)
+    shift -= shift.mean() / 2
+    for start, stop in batches(len(matrix), max(1, CENTERED_BYTES // matrix[:1].nbytes)):
+        matrix[start:stop] -= shift[start:stop, None] + shift  # the same both ways
     return matrix
 
 

@@ -23,7 +23,7 @@ from scapedist.landscape.rows import READ_BYTES, StoredRows, forget_rows
 from scapedist.landscape.settings import MaskSettings, PcaSettings
 from scapedist.landscape.whole import whole_subspace
 from scapedist.output.maps import read_map, write_map
-from scapedist.plan import ComponentsPlan, batches, plan_components
+from scapedist.plan import ComponentsPlan, batches, kept_bytes, plan_components
 from scapedist.store import BUILT_ON, GROUP, read_rows
 from scapedist.workers import Workers
 
@@ -153,6 +153,7 @@ def stored_rows(
     fitted: PcaSettings,
     members: np.ndarray | None = None,
     device: str = "cpu",
+    kept: int = 0,
 ) -> StoredRows:
     """Masked voxels of a run's volumes, as components of some settings take them."""
     store = run.store
@@ -164,6 +165,7 @@ def stored_rows(
         clip_negative=fitted.clip_negative,
         soft_mask=fitted.soft_mask,
         device=device,
+        kept_bytes=kept,
     )
 
 
@@ -216,7 +218,8 @@ def pca(
     """Write ``components/``, and ``coordinates`` and ``residual`` of the sketch; traverse them."""
     store, device = run.store, workers.device
     members = np.flatnonzero(included)
-    rows = stored_rows(run, settings, members, device)
+    kept = kept_bytes(workers.memory_limit, device)
+    rows = stored_rows(run, settings, members, device, kept)
     plan = plan_components(
         len(members),
         rows.n_voxels,

@@ -46,10 +46,22 @@ PILOT_SECONDS = 1.5
 """Of decoding, to see how large a mask will be."""
 UNKNOWN_MASK = 0.1
 """Of the box, where volumes take too long to decode to see."""
+ROW_SECONDS = 5e-5
+"""Of reading a volume's masked voxels, however few."""
+MATRIX_SECONDS = 5.5e-8
+"""Of a Gram matrix, for each two volumes, beside its products: put in place, centered, stored,
+solved."""
 PAIR_SECONDS = 3.2e-8
 """Of linkage, for each two volumes."""
-WARD_ROUNDS = 2.5
-"""Times that Ward's linkage from coordinates computes the distances of all pairs, about."""
+WARD_ROUNDS, MEDOID_ROUNDS = 3.5, 1.5
+"""Times that Ward's linkage from coordinates computes the distances of all pairs, about; and that
+medoids do."""
+KMEANS_SECONDS, HDBSCAN_SECONDS = 4e-4, 5e-7
+"""Of k-means on isometric coordinates, for each volume; of HDBSCAN, for each two."""
+STAGE_SECONDS = 0.4
+"""Of a stage that writes maps, before and after what grows."""
+QUERY_SHARE = 0.65
+"""Of what finding the nearest center takes at first, once centers are spread."""
 MIB = 2**20
 BESIDE_BYTES, WORKER_BYTES = 280 * MIB, 250 * MIB
 """Resident memory of this process beside local workers, which needs no torch, and of one of these,
@@ -234,7 +246,9 @@ def cost_of_run(
             components.disk_bytes + 2 * TRAVERSED_COMPONENTS * TRAVERSAL_POINTS * volume,
         ),
         "states": StageCost(
-            linkage_seconds(linkage, n, measured.product_rate) + 6 * reading,
+            states_seconds(
+                linkage, n, options["states"].linkage, measured.product_rate, reading
+            ),
             linkage.here_bytes - spared_here - unused, 0,
             n_states * 5 * volume,
         ),
@@ -260,10 +274,11 @@ def sketch_seconds(latents: np.ndarray, n: int) -> float:
     """Seconds of a k-means sketch of n volumes, from a short measurement."""
     latents, rng = latents.astype(np.float64), np.random.default_rng(0)
     centers = latents[rng.choice(len(latents), n, replace=False)]
-    some = latents[rng.choice(len(latents), min(len(latents), 2000), replace=False)]
+    some = latents[rng.choice(len(latents), min(len(latents), 10_000), replace=False)]
     tree = _seconds_of(lambda: nearest_center(centers, some[:1]), 0.1)
     found = _seconds_of(lambda: nearest_center(centers, some), 0.2) - tree
-    seconds = (MAX_ITERATIONS + 1) * (tree + found * len(latents) / len(some))
+    found *= QUERY_SHARE * len(latents) / len(some)
+    seconds = (MAX_ITERATIONS + 1) * (tree + found)
     if n <= PLUSPLUS_LIMIT:
         step = _seconds_of(lambda: np.cumsum(np.square(latents).sum(1)), 0.1)
         seconds += n * step
@@ -284,24 +299,31 @@ def components_seconds(
     reading
         Seconds to read all volumes once.
     """
+    reading += ROW_SECONDS * n
+    n_blocks = -(-n // plan.block_rows)
     if plan.solver == "gram":
-        products = n * n * n_voxels / 2 * (1 + plan.block_rows / max(n, 1))
-        if products * 2 > FEW_PRODUCTS:
-            return (products / rate + 2 * reading) / n_workers
-        return products / rate + 2 * reading
+        products = n * n * n_voxels / 2
+        shared = products / rate + reading * (1 if plan.kept else n_blocks / 2 + 1.5)
+        beside = STAGE_SECONDS + MATRIX_SECONDS * n * n
+        return beside + shared / (n_workers if products * 2 > FEW_PRODUCTS else 1)
     width = plan.columns // 16 + 1
-    passes = USUAL_PASSES * (2 * n * n_voxels * width / rate + reading)
-    return (passes + n * n_voxels * plan.isometric / rate + reading) / n_workers
+    passes = 2 * USUAL_PASSES * n * n_voxels * width / rate
+    passes += n * n_voxels * plan.isometric / rate
+    return STAGE_SECONDS + (passes + reading * (1 if plan.kept else USUAL_PASSES + 1)) / n_workers
 
 
-def linkage_seconds(plan: LinkagePlan, n: int, rate: float) -> float:
-    """Seconds to join n volumes."""
+def states_seconds(plan: LinkagePlan, n: int, method: str, rate: float, reading: float) -> float:
+    """Seconds to join n volumes by a method and to average those of each state."""
+    once = n * n * ISOMETRIC_COLUMNS / rate / available_cores()
+    seconds = STAGE_SECONDS + 6 * reading + ROW_SECONDS * n
     if plan.kind == "distances":
-        return PAIR_SECONDS * n * n
-    if plan.kind == "vectors":
-        return WARD_ROUNDS * n * n * ISOMETRIC_COLUMNS / rate / available_cores()
-    k_means = (MAX_ITERATIONS + 1) * n * plan.micro_states * ISOMETRIC_COLUMNS / rate
-    return k_means / available_cores() + PAIR_SECONDS * plan.micro_states**2
+        return seconds + PAIR_SECONDS * n * n
+    seconds += MEDOID_ROUNDS * once
+    if plan.kind == "two-level":
+        k_means = (MAX_ITERATIONS + 1) * once * plan.micro_states / n
+        return seconds + k_means + PAIR_SECONDS * plan.micro_states**2
+    of = {"ward": WARD_ROUNDS * once, "hdbscan": HDBSCAN_SECONDS * n * n}
+    return seconds + of.get(method, KMEANS_SECONDS * n)
 
 
 def _embedding(
@@ -316,7 +338,7 @@ def _embedding(
         decoded = HELD_OUT + FURTHER[0] + CHECKED_PARTICLES + 64
         field_share = points / measured.n_frequencies * measured.field_seconds
         seconds = decoded * one + particles * 2 * field_share / workers + MAP_SECONDS
-    seconds += 2 * measured.product_seconds(2 * particles * n * (r + 1))
+    seconds += measured.product_seconds(2 * particles * n * (r + 1))
     frame = 4 * r * measured.n_voxels + 8 * measured.volume_bytes // 4
     distances = 2 * min(2**26, 8 * WRITE_ROWS * n)  # to the sketch's volumes
     here, worker = work - base, work
@@ -414,8 +436,8 @@ def _finish(volume: np.ndarray) -> None:
 
 def _products_per_second() -> float:
     """Multiplications and additions in float64, of large matrices."""
-    left = np.random.default_rng(1).random((400, 4000))
-    return 400 * 400 * 4000 / _seconds_of(lambda: left @ left.T, 0.3)
+    left, right = np.random.default_rng(1).random((2, 400, 4000))  # numpy halves those of one
+    return 400 * 400 * 4000 / _seconds_of(lambda: left @ right.T, 0.3)
 
 
 def _read(volume: np.ndarray) -> None:

@@ -16,8 +16,8 @@ from scapedist.store import read_rows
 
 READ_BYTES = 16 * 2**20
 """Volumes are read in blocks of about this size."""
-KEPT_BLOCKS = 2
-"""Blocks that a process keeps: those of the tile it computes."""
+LEAST_BLOCKS = 2
+"""Blocks that a process keeps in any case: those of the tile it computes."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class StoredRows:
         As in the settings of the components.
     device
         Where blocks go: ``cpu`` or ``cuda``.
+    kept_bytes
+        Of the blocks read last, that a process keeps.
     """
 
     group_path: str
@@ -44,14 +46,18 @@ class StoredRows:
     clip_negative: bool = False
     soft_mask: bool = False
     device: str = "cpu"
+    kept_bytes: int = 0
     token: str = field(default_factory=lambda: uuid4().hex)
 
     def __call__(self, start: int, stop: int) -> Any:
         """Rows start..stop of the members, (stop - start, n_voxels) float32, on the device."""
         blocks = _kept(self).blocks
         if (start, stop) not in blocks:
-            while len(blocks) >= KEPT_BLOCKS:
-                del blocks[next(iter(blocks))]
+            held = 4 * self.n_voxels * (stop - start + sum(b - a for a, b in blocks))
+            while len(blocks) >= LEAST_BLOCKS and held > self.kept_bytes:
+                a, b = next(iter(blocks))
+                held -= 4 * self.n_voxels * (b - a)
+                del blocks[a, b]
             found = self.of(self.main, self.members[start:stop])
             blocks[start, stop] = backend.to_device(found, self.device)
         blocks[start, stop] = blocks.pop((start, stop))  # the last one used is the last to go

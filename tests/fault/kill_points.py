@@ -38,7 +38,8 @@ class Saboteur:
         if not self.armed or not arguments or not isinstance(arguments[0], str | os.PathLike):
             return
         path = os.fspath(arguments[0])
-        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wa")
+        flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
+        writes = flags & (os.O_WRONLY | os.O_RDWR)
         if not path.startswith(self.root) or not (writes or event in CHANGES):
             return
         self.n_changes += 1
@@ -46,7 +47,7 @@ class Saboteur:
             self.opened.append(self.n_changes)
         if self.n_changes == self.kill_before:
             self.armed = False
-            if self.leave_empty and writes and "w" in arguments[1]:  # threads: k may be another
+            if self.leave_empty and flags & os.O_TRUNC:  # threads: k may be another
                 Path(path).write_bytes(b"")
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -387,18 +387,19 @@ def test_results_in_numbers_and_their_command():
 
 def test_results_are_drawn_against_two_sizes_and_more():
     rows = [
-        {"n": n, "method": method, "seconds": n * factor, "MiB": ""}
-        for method, factor in (("a", 1.0), ("b", 2.0))
+        {"n": n, "program": program, "linkage": linkage, "seconds": n * factor, "MiB": ""}
+        for program, factor in (("a", 1.0), ("b", 2.0))
+        for linkage in ("ward", "single")
         for n in (1000, 10)
     ]
-    figure = results_plot.by_size({"rows": rows})
+    figure = results_plot.linkage({"rows": rows})
     (axes,) = figure.axes  # nothing to draw of the memory
     assert [line.get_label() for line in axes.lines] == ["a", "b"]
     assert axes.lines[1].get_xdata().tolist() == [10, 1000]
     assert axes.lines[1].get_ydata().tolist() == [20, 2000]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10", "1,000"]
-    assert results_plot.by_size({"rows": rows[::2]}) is None
-    assert results_plot.lines(rows[::2], "n", "method", {"seconds": "time"}, "n") is None
+    assert results_plot.linkage({"rows": rows[::2]}) is None
+    assert results_plot.lines(rows[::2], "n", "program", {"seconds": "time"}, "n") is None
 
 
 def test_pca(monkeypatch):

@@ -430,6 +430,18 @@ def test_zarr_reads_the_rows_written(store, dtype, shape, compress):
         assert chunk(store, "v", row).read_bytes() == chunk(store, "w", row).read_bytes()
 
 
+def test_a_row_that_one_call_does_not_take_whole(store, monkeypatch):
+    array = store.create("v", (2, 5), "float32", ("volume", "voxel"), (1, 5))
+    row, at_once = np.arange(5, dtype=np.float32), os.writev
+    for most in (1, 19, 20, 22, 23):
+        monkeypatch.setattr(os, "writev", lambda to, parts: os.write(to, b"".join(parts)[:most]))  # noqa: B023
+        write_row(array, 0, row)
+        monkeypatch.setattr(os, "writev", at_once)
+        write_row(array, 1, row)
+        assert chunk(store, "v", "0").read_bytes() == chunk(store, "v", "1").read_bytes()
+        np.testing.assert_array_equal(read_rows(array), [row, row])
+
+
 def test_a_record_beside_goes_by_its_whole_name(store):
     """The exact embedding done anew leaves the one in a smaller box."""
     for name in ("embedding/exact", "embedding/exact_24"):
