@@ -28,8 +28,8 @@ from scapedist.landscape import Run
 from scapedist.landscape.cost import (
     Rates,
     components_seconds,
-    linkage_seconds,
     sketch_seconds,
+    states_seconds,
 )
 from scapedist.landscape.settings import (
     GenerateSettings,
@@ -46,7 +46,7 @@ from scapedist.plan import (
     plan_components,
     plan_linkage,
 )
-from scapedist.workers import Serial, open_workers
+from scapedist.workers import Serial, available_cores, open_workers
 from scapedist.workers.distributed import Distributed
 
 COMPONENTS, STATES = 20, 10
@@ -248,8 +248,9 @@ def stages(size: Size, place: Path) -> list[dict[str, Any]]:
                             "n": n,
                             "p": p,
                             "seconds": found["states"],
-                            "planned s": linkage_seconds(joined, n, rates.products_per_second)
-                            + 6 * reading,
+                            "planned s": states_seconds(
+                                joined, n, "average", rates.products_per_second, reading
+                            ),
                             "peak MiB": found["peak"] / 2**20,
                             "planned MiB": max(plan.here_bytes, joined.here_bytes) / 2**20,
                         }
@@ -344,8 +345,13 @@ def many(place: Path, n: int, p: int, solver: str, linkage: str, limit: int) -> 
         if "error" in found:
             raise RuntimeError(found["error"])
         disk = sum(path.stat().st_size for path in (made / "landscape.zarr").rglob("*"))
-    components: ComponentsPlan = plan_components(n, p, COMPONENTS, limit, True, 2, solver=solver)
+    n_workers = available_cores()
+    components: ComponentsPlan = plan_components(
+        n, p, COMPONENTS, limit, True, n_workers, solver=solver
+    )
     joined: LinkagePlan = plan_linkage(n, linkage, limit)
+    rates = Rates.measured()
+    rate, reading = rates.products_per_second, 4 * n * p / rates.read_bytes_per_second
     return {
         "n": n,
         "p": p,
@@ -353,7 +359,9 @@ def many(place: Path, n: int, p: int, solver: str, linkage: str, limit: int) -> 
         "solver": found["solver"],
         "joined from": found["joined"],
         "components s": found["pca"],
+        "planned components s": components_seconds(components, n, p, n_workers, rate, reading),
         "states s": found["states"],
+        "planned states s": states_seconds(joined, n, linkage, rate, reading),
         "peak GiB": found["peak"] / GIB,
         "planned GiB": max(components.here_bytes, joined.here_bytes) / GIB,
         "worker GiB": found.get("worker peak", 0) / GIB,

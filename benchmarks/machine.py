@@ -48,7 +48,10 @@ def describe() -> dict[str, Any]:
         },
         "load_average": os.getloadavg()[0],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(
+            [Path(sys.argv[0]).name]
+            + [Path(each).name if os.path.isabs(each) else each for each in sys.argv[1:]]
+        ),
     }
 
 

@@ -31,7 +31,7 @@ from scapedist.analysis.gram import Run, fit_components, gram_matrix, in_turn
 from scapedist.analysis.passes import Passes, coordinates_of, principal_subspace
 from scapedist.backend import one_numpy_thread
 from scapedist.landscape.rows import StoredRows
-from scapedist.plan import ComponentsPlan, batches, plan_components
+from scapedist.plan import ComponentsPlan, batches, kept_bytes, plan_components
 from scapedist.store import GROUP, RunStore, read_rows
 from scapedist.workers import Workers, available_cores, open_workers
 from scapedist.workers.distributed import Distributed
@@ -93,7 +93,9 @@ def by_passes(group: Path, workers: Workers) -> Found:
 
 def _stored(group: Path, workers: Workers, solver: str) -> tuple[StoredRows, int, ComponentsPlan]:
     n = zarr.open_array(group / VOLUMES, mode="r").shape[0]
-    rows = StoredRows(str(group), VOLUMES, np.arange(n))
+    rows = StoredRows(
+        str(group), VOLUMES, np.arange(n), kept_bytes=kept_bytes(workers.memory_limit)
+    )
     plan = plan_components(
         n,
         rows.n_voxels,

@@ -14,10 +14,6 @@ INK, GREY = "#333333", "#999999"
 OURS, THEIRS = "#332288", "#CC6677"
 COLOURS = ("#332288", "#CC6677", "#117733", "#DDAA33", "#44AA99", "#882255", "#999999")
 MARKERS = "osD^vPX"
-SIZES = ("sketch", "n", "volumes", "n_volumes", "particles")
-"""What a size may be called in results."""
-NAMES = ("method", "program", "linkage", "way", "what", "kind")
-"""What a way to do something may be called."""
 
 Row = dict[str, Any]
 
@@ -204,6 +200,13 @@ def _way(row: Row) -> str:
     return f"{row['method']}, {row['processes']} processes" if many else str(row["method"])
 
 
+def linkage(results: dict[str, Any]) -> Figure | None:
+    """Time and memory against the volumes, of Ward's linkage, which all programs have."""
+    rows = [row for row in results["rows"] if row["linkage"] == "ward"]
+    panels = {"seconds": "Ward's linkage, time, s", "above idle MiB": "memory above idle, MiB"}
+    return lines(rows, "n", "program", panels, "volumes")
+
+
 def growth(results: dict[str, Any]) -> Figure | None:
     """Time and memory of stages against the volumes, measured and planned, for the least p."""
     measured = [row for row in results.get("measured", []) if "p" in row]
@@ -232,19 +235,6 @@ def planned(results: dict[str, Any]) -> Figure | None:
     return lines(rows, "sketch", "what", {"s": "time, s"}, "volumes of the sketch")
 
 
-def by_size(results: dict[str, Any]) -> Figure | None:
-    """Whatever is timed, and its memory, against the size that most rows tell apart."""
-    rows = results["rows"]
-    x = next((key for key in SIZES if len({row.get(key) for row in rows} - {None, ""}) > 1), None)
-    by = next((key for key in NAMES if any(key in row for row in rows)), None)
-    held = dict.fromkeys(key for row in rows for key in row)
-    panels = {key: "time, s" for key in held if key in ("seconds", "s", "time, s")}
-    panels |= {key: "memory, MiB" for key in held if key in ("MiB", "peak MiB", "above idle MiB")}
-    if x is None or not panels:
-        return None
-    return lines(rows, x, by, panels, "volumes")
-
-
 PLOTS: dict[str, Callable[[dict[str, Any]], Figure | None]] = {
     "decode": decode,
     "whole_run": whole_run,
@@ -253,7 +243,7 @@ PLOTS: dict[str, Callable[[dict[str, Any]], Figure | None]] = {
     "embedding": embedding,
     "store": store,
     "pca": pca,
-    "linkage": by_size,
+    "linkage": linkage,
     "growth": growth,
     "planned": planned,
     "scaling": lambda results: None,  # scaling_plot.py draws it
@@ -294,13 +284,17 @@ def lines(
                 if _is(row.get(key)) and (by is None or str(row.get(by, "")) == way)
             )
             axes.plot(
-                *zip(*mine, strict=True), marker=MARKERS[number % 7],
+                *zip(*mine, strict=True), "--" if way.endswith("planned") else "-",
+                marker=MARKERS[number % 7], mfc="white" if number >= 7 else None,
                 color=_colour(way, number),
                 label={"cryodrgn": "cryoDRGN"}.get(way, way),
             )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=label)
         _ticks(axes, sizes)
-    if any(ways):
+    handles = figure.axes[0].get_legend_handles_labels()
+    if len(ways) > 3:
+        figure.legend(*handles, loc="outside upper center", frameon=False, fontsize=9, ncols=4)
+    elif any(ways):
         figure.axes[0].legend(frameon=False, fontsize=9)
     return figure
 
