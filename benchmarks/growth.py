@@ -200,10 +200,8 @@ def child(directory: str, options: str) -> dict[str, Any]:
 
 def sketch_child(particles: str, size: str) -> dict[str, Any]:
     """A k-means sketch of random latents: seconds, what the plan says, bytes above idle."""
-    spread = 0.8 ** np.arange(ZDIM)
-    latents = (np.random.default_rng(0).standard_normal((int(particles), ZDIM)) * spread).astype(
-        np.float32
-    )
+    latents = np.random.default_rng(0).standard_normal((int(particles), ZDIM))
+    latents = (latents * 0.8 ** np.arange(ZDIM)).astype(np.float32)
     planned = sketch_seconds(latents, int(size))
     before = reset_peak()
     seconds = seconds_of(lambda: make_sketch(latents, int(size)))

@@ -31,6 +31,7 @@ Reader = Callable[[int, int], Any]
 Run = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[tuple[int, Any]]]
 """Calls a function with what is shared and one task after the other, here or by workers: yields
 (task's number, result), in any order."""
+Span = tuple[int, int]
 DISTANCE_TOLERANCE, MOST_PRODUCTS = 1e-5, 8
 """Of the directions of isometric coordinates, which need be no exact eigenvectors."""
 PARTIAL_SUMS = 32
@@ -129,7 +130,7 @@ def gram_matrix(read: Reader, n: int, block_rows: int, run: Run = in_turn) -> Gr
         Computes the tiles.
     """
     spans = batches(n, block_rows)
-    ((_, reference),) = run(_mean_of, read, spans[:1])
+    ((_, reference),) = run(mean_of, read, spans[:1])
     tiles = [(left, right) for i, left in enumerate(spans) for right in spans[i:]]
     matrix = np.empty((n, n))
     total = np.zeros_like(reference)
@@ -142,10 +143,8 @@ def gram_matrix(read: Reader, n: int, block_rows: int, run: Run = in_turn) -> Gr
     return Gram(matrix=_center(matrix), mean=reference + total / n)
 
 
-Span = tuple[int, int]
-
-
-def _mean_of(read: Reader, span: Span) -> np.ndarray:
+def mean_of(read: Reader, span: Span) -> np.ndarray:
+    """The mean (p,) float64 of some rows."""
     return to_host(read(*span).mean(0, dtype=np.float64))
 
 
@@ -159,11 +158,13 @@ def _tile(
     xp = array_module(left)
     tile, sums = xp.zeros((len(left), len(right))), xp.empty(len(reference))
     ours = _Centered(left, xp.asarray(reference), len(left) + len(right))
-    theirs = ours if same else _Centered(right, ours.mean, len(left) + len(right))
+    theirs = None if same else _Centered(right, ours.mean, len(left) + len(right))
     for start, stop in ours.spans:
         some = ours(start, stop)
-        tile += some @ (some if same else theirs(start, stop)).T
-        if same:
+        if theirs is not None:
+            tile += some @ theirs(start, stop).T
+        else:
+            tile += some @ some.T
             sums[start:stop] = some.sum(0)
     return to_host(tile), to_host(sums) if same else None
 

@@ -17,8 +17,10 @@ from scapedist.analysis.gram import (
     PARTIAL_SUMS,
     Reader,
     Run,
+    Span,
     in_order,
     in_turn,
+    mean_of,
     signs_of,
 )
 from scapedist.backend import array_module, to_host
@@ -26,7 +28,6 @@ from scapedist.plan import CHUNK_BYTES, batches
 
 MOST_PASSES = 30
 """Passes after which an iteration ends that is not settled."""
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Passes:
 
     def center(self) -> np.ndarray:
         """The mean (p,) float64 of the first block: near enough to subtract before products."""
-        ((_, center),) = self._run(_mean_of_span, self._read, self._spans)
+        ((_, center),) = self._run(mean_of, self._read, self._spans)
         return to_host(center)
 
     def scatter(
@@ -187,10 +188,6 @@ def principal_subspace(
         passes=done,
         settled=settled or kept < n_components,
     )
-
-
-def _mean_of_span(read: Reader, span: Span) -> np.ndarray:
-    return to_host(read(*span).mean(0, dtype=np.float64))
 
 
 def _scatter(

@@ -66,9 +66,9 @@ class StoredRows:
     def of(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Masked voxels (m, n_voxels) float32 of rows (m,) of an array."""
         array, kept = zarr.open_array(f"{self.group_path}/{name}", mode="r"), _kept(self)
-        if array.ndim == 2 and array.dtype == np.float32 and kept.weights is None:
-            if not self.clip_negative:
-                return read_rows(array, rows)
+        weighed = kept.weights is not None or self.clip_negative
+        if array.ndim == 2 and array.dtype == np.float32 and not weighed:
+            return read_rows(array, rows)
         result = np.empty((len(rows), kept.n_voxels), np.float32)
         size = max(1, READ_BYTES // int(np.prod(array.shape[1:]) * 4))
         for start, stop in batches(len(rows), size):
