@@ -31,11 +31,6 @@ from scapedist.landscape.cost import (
     sketch_seconds,
     states_seconds,
 )
-from scapedist.landscape.settings import (
-    GenerateSettings,
-    MaskSettings,
-    SketchSettings,
-)
 from scapedist.model.field import Field
 from scapedist.plan import (
     GIB,
@@ -45,6 +40,11 @@ from scapedist.plan import (
     batches,
     plan_components,
     plan_linkage,
+)
+from scapedist.settings import (
+    GenerateSettings,
+    MaskSettings,
+    SketchSettings,
 )
 from scapedist.workers import Serial, available_cores, open_workers
 from scapedist.workers.distributed import Distributed

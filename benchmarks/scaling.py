@@ -56,9 +56,9 @@ from scapedist.landscape.embedder import Embedder
 from scapedist.landscape.generate import FULL
 from scapedist.landscape.projection import exact_batch, reduced_batch
 from scapedist.landscape.reduced_map import ensure_map
-from scapedist.landscape.settings import EmbedSettings
 from scapedist.model.decoder import Decoder
 from scapedist.plan import batches
+from scapedist.settings import EmbedSettings
 from scapedist.store import GROUP, RowFile, RunStore, write_row
 from scapedist.workers import Serial, Workers, available_cores, one_thread, open_workers
 from scapedist.workers.gpus import visible_gpus

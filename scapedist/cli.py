@@ -607,8 +607,8 @@ def plan(
     from rich.table import Table
 
     from scapedist.landscape.cost import cost_of_run
-    from scapedist.landscape.settings import by_stage, check_embedding, check_together
     from scapedist.output.summary import cost_lines, cost_table
+    from scapedist.settings import by_stage, check_embedding, check_together
 
     options = {
         "size": sketch_size,

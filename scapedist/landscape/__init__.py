@@ -66,13 +66,13 @@ def analyze(
         densities are clipped.
         An approximate one is then checked on random particles.
     tolerance, error_bars
-        Of the embedding, as in :class:`~scapedist.landscape.settings.EmbedSettings`.
+        Of the embedding, as in :class:`~scapedist.settings.EmbedSettings`.
     progress
         Told how far a stage is.
     on_workers
         Called with the workers when they are ready.
     **options
-        Settings of any stage, by name (:mod:`scapedist.landscape.settings`).
+        Settings of any stage, by name (:mod:`scapedist.settings`).
 
     Returns
     -------
@@ -80,13 +80,13 @@ def analyze(
         The report. Where particles cannot be embedded it is written all the same, before the
         error is raised.
     """
-    from scapedist.landscape.settings import (
+    from scapedist.model.decoder import check_dtype
+    from scapedist.settings import (
         by_stage,
         check_embedding,
         check_linkage,
         check_together,
     )
-    from scapedist.model.decoder import check_dtype
     from scapedist.workers import open_workers, stop_forkserver
 
     failure: ScapedistError | None = None

@@ -20,10 +20,10 @@ from scapedist.landscape import estimate
 from scapedist.landscape.distances import store_gram
 from scapedist.landscape.record import Recorded
 from scapedist.landscape.rows import READ_BYTES, StoredRows, forget_rows
-from scapedist.landscape.settings import MaskSettings, PcaSettings
 from scapedist.landscape.whole import whole_subspace
 from scapedist.output.maps import read_map, write_map
 from scapedist.plan import ComponentsPlan, batches, kept_bytes, plan_components
+from scapedist.settings import MaskSettings, PcaSettings
 from scapedist.store import BUILT_ON, GROUP, read_rows
 from scapedist.workers import Workers
 

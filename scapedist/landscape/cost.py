@@ -23,7 +23,6 @@ from scapedist.landscape.analyse import FEW_PRODUCTS, TRAVERSAL_POINTS, TRAVERSE
 from scapedist.landscape.embedder import WRITE_ROWS
 from scapedist.landscape.generate import plan_generation, volume_box_size
 from scapedist.landscape.reduced_map import BLOCK_BYTES, FURTHER, HELD_OUT, SKETCH_ROWS
-from scapedist.landscape.settings import STAGE_SETTINGS, MaskSettings, changed
 from scapedist.landscape.whole import USUAL_PASSES
 from scapedist.model.field import Field
 from scapedist.model.workdir import Model, open_model
@@ -37,6 +36,7 @@ from scapedist.plan import (
     plan_components,
     plan_linkage,
 )
+from scapedist.settings import STAGE_SETTINGS, MaskSettings, changed
 from scapedist.workers import available_cores, one_thread
 from scapedist.workers.serial import MEMORY_SHARE, available_memory
 
@@ -176,7 +176,7 @@ def cost_of_run(
     workdir, epoch, output, n_workers, memory_limit, embedding
         As for :func:`scapedist.landscape.analyze`.
     chosen
-        Options by stage, as :func:`scapedist.landscape.settings.by_stage` sorts them.
+        Options by stage, as :func:`scapedist.settings.by_stage` sorts them.
 
     Raises
     ------

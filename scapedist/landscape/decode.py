@@ -9,12 +9,12 @@ import numpy as np
 from scapedist.errors import InputError
 from scapedist.landscape.record import Progress
 from scapedist.landscape.run import Run
-from scapedist.landscape.settings import check_pixel_size
 from scapedist.model.decoder import check_latents
 from scapedist.model.safe_pickle import load_pickle
 from scapedist.model.workdir import open_model
 from scapedist.output.aside import written_aside
 from scapedist.output.maps import write_map
+from scapedist.settings import check_pixel_size
 
 
 def decode_to_maps(

@@ -22,9 +22,9 @@ from scapedist.landscape.projection import (
     reduced_batch,
 )
 from scapedist.landscape.reduced_map import HELD_OUT, ensure_map, map_fingerprint
-from scapedist.landscape.settings import EmbedSettings
 from scapedist.model.decoder import check_latents
 from scapedist.plan import batches
+from scapedist.settings import EmbedSettings
 from scapedist.store import RowFile
 
 REDUCED_ROWS = {"cpu": 512, "cuda": 4096}

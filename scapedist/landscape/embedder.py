@@ -16,8 +16,8 @@ from scapedist.errors import RunError
 from scapedist.landscape.generate import plan_generation, read_weights, source_of_particles
 from scapedist.landscape.projection import Projection, exact_batch
 from scapedist.landscape.record import Recorded
-from scapedist.landscape.settings import GenerateSettings, PcaSettings, from_record
 from scapedist.plan import batches
+from scapedist.settings import GenerateSettings, PcaSettings, from_record
 from scapedist.store import RowFile, read_rows
 from scapedist.workers import Workers
 

@@ -20,12 +20,12 @@ from scapedist.landscape.ensemble import open_ensemble
 from scapedist.landscape.estimate import sketch_by
 from scapedist.landscape.pilot import audit, pilot_rows
 from scapedist.landscape.record import Recorded
-from scapedist.landscape.settings import GenerateSettings, MaskSettings, SketchSettings
 from scapedist.model.checkpoint import read_decoder
 from scapedist.model.decoder import Decoder, check_dtype
 from scapedist.model.lattice import check_box_size
 from scapedist.output.selections import read_indices
 from scapedist.plan import DecodePlan, batches, check_disk, plan_decode
+from scapedist.settings import GenerateSettings, MaskSettings, SketchSettings
 from scapedist.store import RunStore
 from scapedist.workers import Workers
 

@@ -20,10 +20,10 @@ from scapedist.landscape.analyse import volume_of
 from scapedist.landscape.distances import Distances
 from scapedist.landscape.record import Recorded
 from scapedist.landscape.rows import READ_BYTES
-from scapedist.landscape.settings import StatesSettings
 from scapedist.output.maps import write_map
 from scapedist.output.selections import write_state_particles
 from scapedist.plan import PANEL_BYTES, batches, plan_linkage
+from scapedist.settings import StatesSettings
 from scapedist.store import GROUP, read_rows
 from scapedist.workers import Workers
 

@@ -19,8 +19,8 @@ from scapedist.landscape.generate import (
     stored_entries,
 )
 from scapedist.landscape.record import Recorded
-from scapedist.landscape.settings import GenerateSettings, from_record
 from scapedist.model.reference import reference_decoder
+from scapedist.settings import GenerateSettings, from_record
 from scapedist.store import BUILT_ON, STAGES, RunStore, read_rows
 from scapedist.workers import one_thread
 

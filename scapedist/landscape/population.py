@@ -14,9 +14,9 @@ from scapedist.analysis.gram import Run, in_turn
 from scapedist.analysis.population import Population
 from scapedist.landscape.embedder import Embedder
 from scapedist.landscape.projection import whole_volumes
-from scapedist.landscape.settings import PopulationSettings
 from scapedist.output.maps import write_map
 from scapedist.plan import batches
+from scapedist.settings import PopulationSettings
 from scapedist.store import GROUP, read_rows
 
 BLOCK_ROWS = 65_536

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from scapedist.errors import InputError, RunError
-from scapedist.landscape.settings import SketchSettings, changed, from_record
 from scapedist.model.workdir import Model, open_model, sha256_of
+from scapedist.settings import SketchSettings, changed, from_record
 from scapedist.store import STAGES, RunStore, disk_errors
 
 Progress = Callable[[str, int, int], None]

@@ -16,8 +16,8 @@ from scapedist.landscape.batches import spread_evenly
 from scapedist.landscape.embedder import Embedder
 from scapedist.landscape.estimate import ridge_by
 from scapedist.landscape.projection import Training, energy_of, kernel_block, readout_block
-from scapedist.landscape.settings import NOT_WHERE_CLIPPED, EmbedSettings
 from scapedist.plan import batches
+from scapedist.settings import NOT_WHERE_CLIPPED, EmbedSettings
 
 SKETCH_ROWS = 1000
 """Sketch volumes that a map is trained with, at most, spread over the sketch."""

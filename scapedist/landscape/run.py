@@ -14,7 +14,9 @@ import numpy as np
 from scapedist.errors import RunError
 from scapedist.landscape import analyse, generate, grouping
 from scapedist.landscape.record import Progress, Recorded, hash_file
-from scapedist.landscape.settings import (
+from scapedist.landscape.whole import KEPT, forget_passes, measured_seconds, plan_whole, told_plan
+from scapedist.model.workdir import open_model
+from scapedist.settings import (
     EmbedSettings,
     GenerateSettings,
     MaskSettings,
@@ -26,8 +28,6 @@ from scapedist.landscape.settings import (
     changed,
     from_record,
 )
-from scapedist.landscape.whole import KEPT, forget_passes, measured_seconds, plan_whole, told_plan
-from scapedist.model.workdir import open_model
 from scapedist.store import GROUP, RunStore, disk_errors, embeddings, write_text
 from scapedist.workers import Serial, Workers
 

@@ -17,8 +17,8 @@ from scapedist.analysis.passes import MOST_PASSES, Passes, Subspace, principal_s
 from scapedist.landscape.generate import plan_generation, read_weights, source_of_particles
 from scapedist.landscape.projection import Projection, masked_rows
 from scapedist.landscape.record import Progress, Recorded
-from scapedist.landscape.settings import GenerateSettings, PcaSettings, from_record
 from scapedist.plan import GIB, SPARE_COLUMNS, batches, check_disk, plan_components
+from scapedist.settings import GenerateSettings, PcaSettings, from_record
 from scapedist.workers import Workers
 
 USUAL_PASSES = 6

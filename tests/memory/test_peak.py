@@ -25,7 +25,7 @@ print(json.dumps(peak_bytes()))
 GENERATE = """
 from scapedist.landscape import Run
 from scapedist.landscape.generate import plan_generation
-from scapedist.landscape.settings import GenerateSettings
+from scapedist.settings import GenerateSettings
 workdir, output, box_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 run = Run.create(workdir, 19, output)
 run.sketch(size=10, quality_groups=1, quality_members=1)

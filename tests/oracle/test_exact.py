@@ -10,8 +10,8 @@ from sklearn.decomposition import PCA
 from scapedist.landscape import Run
 from scapedist.landscape.batches import field_of
 from scapedist.landscape.embedder import Embedder
-from scapedist.landscape.settings import by_stage
 from scapedist.model.regressor import fit_and_predict
+from scapedist.settings import by_stage
 from scapedist.workers import Serial
 
 SKETCH, BOX = 20, 16

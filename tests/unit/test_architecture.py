@@ -16,6 +16,7 @@ LINE = [
     "backend",
     "model",
     "analysis",
+    "settings",
     "store",
     "workers",
     "output",

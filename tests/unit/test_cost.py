@@ -6,7 +6,6 @@ import pytest
 
 from scapedist.errors import ResourceError
 from scapedist.landscape import analyze, cost
-from scapedist.landscape.settings import by_stage
 from scapedist.plan import (
     GIB,
     IMPORT_BYTES,
@@ -14,6 +13,7 @@ from scapedist.plan import (
     plan_components,
     plan_linkage,
 )
+from scapedist.settings import by_stage
 
 MIB = 2**20
 

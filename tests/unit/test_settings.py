@@ -6,7 +6,7 @@ import json
 import pytest
 
 from scapedist.errors import InputError
-from scapedist.landscape.settings import (
+from scapedist.settings import (
     STAGE_SETTINGS,
     GenerateSettings,
     MaskSettings,

@@ -13,8 +13,8 @@ from scapedist.landscape import Run, whole
 from scapedist.landscape.analyse import included_volumes
 from scapedist.landscape.generate import source_of_particles
 from scapedist.landscape.projection import Projection, masked_batch
-from scapedist.landscape.settings import GenerateSettings, PcaSettings, from_record
 from scapedist.output.maps import read_map
+from scapedist.settings import GenerateSettings, PcaSettings, from_record
 from scapedist.workers import Serial, open_workers
 
 N = 120
