@@ -26,14 +26,16 @@ from random_model import copy_with_particles, write_random_model
 from threadpoolctl import threadpool_limits
 
 from scapedist import open_model
-from scapedist.analysis.crosscheck import agreement
-from scapedist.analysis.embedding import Calibration, FieldModel
-from scapedist.analysis.project import ReducedMap
-from scapedist.landscape import Run
-from scapedist.landscape.batches import VolumeSource, field_of, spread_evenly
-from scapedist.landscape.embedder import Embedder
-from scapedist.landscape.projection import exact_batch, reduced_batch
-from scapedist.workers import open_workers
+from scapedist.analysis.agreement import agreement
+from scapedist.analysis.coordinates import ReducedMap
+from scapedist.analysis.reduced import Calibration, FieldModel
+from scapedist.landscape import Run, open_workers
+from scapedist.particles.exact import exact_batch
+from scapedist.particles.reduced import reduced_batch
+from scapedist.plan import spread_evenly
+from scapedist.settings import GenerateSettings
+from scapedist.sources.decoded import Decoded, field_of
+from scapedist.sources.open import decoded_by
 
 KINDS = {1: "LID-less", 2: "rare"}
 TABLES = ("methods", "pace", "box", "missed")
@@ -122,7 +124,7 @@ def methods(workdir: Path, output: Path, size: Size) -> list[dict[str, Any]]:
         unseen = np.setdiff1d(np.arange(size.n_particles), np.concatenate(seen))
         rng = np.random.default_rng(99)
         sample = np.sort(rng.choice(unseen, min(size.n_sample, len(unseen)), replace=False))
-        embedder = Embedder(made, workers)
+        embedder = made.embedder(workers)
         of_one = embedder.exact_seconds_a_particle() / workers.n_workers
         exact, _ = embedder.exact_rows(sample, "")
     rows = []
@@ -149,7 +151,7 @@ def pace(workdir: Path, output: Path, size: Size) -> list[dict[str, Any]]:
     """Milliseconds a particle on one thread: decoding alone, exact, reduced, in changing order."""
     made = Run(output)
     with open_workers(1) as workers:
-        embedder = Embedder(made, workers)
+        embedder = made.embedder(workers)
     projection, latents = embedder.projection, embedder.latents
     field = field_of(projection.source)
 
@@ -197,9 +199,7 @@ def by_box(place: Path, size: Size) -> list[dict[str, Any]]:
             place / f"box{box_size}", box_size=box_size, layers=3, width=256, n_particles=128
         )
         model = open_model(workdir, 19)
-        source = VolumeSource(
-            model.decoder, {}, (), box_size, None, "float32", False, False, None, None, ""
-        )
+        source = decoded_by(model, GenerateSettings(box_size=box_size), model.latents[:0])
         field, row = field_of(source), dict[str, Any](box=box_size)
         with n_threads(1):
             for m in size.n_points:
@@ -216,7 +216,7 @@ def by_box(place: Path, size: Size) -> list[dict[str, Any]]:
     return rows
 
 
-def _decode_one(source: VolumeSource, latents: np.ndarray) -> None:
+def _decode_one(source: Decoded, latents: np.ndarray) -> None:
     for _ in source.decode(latents[:1]):
         pass
 

@@ -36,11 +36,12 @@ if str(ROOT) not in sys.path:  # the repository need not be installed
 from machine import describe, print_table, write_json  # noqa: E402
 
 from scapedist import backend  # noqa: E402
+from scapedist.analysis.coordinates import Frame, ReducedMap  # noqa: E402
 from scapedist.analysis.eigen import leading_eigenpairs  # noqa: E402
-from scapedist.analysis.embedding import Calibration, FieldModel, fit_ridge  # noqa: E402
 from scapedist.analysis.gram import gram_matrix, into_squared_distances  # noqa: E402
 from scapedist.analysis.linkage import nearest_neighbor_chain  # noqa: E402
-from scapedist.analysis.project import Frame, ReducedMap  # noqa: E402
+from scapedist.analysis.mask import Mask  # noqa: E402
+from scapedist.analysis.reduced import Calibration, FieldModel, fit_ridge  # noqa: E402
 from scapedist.model.decoder import Decoder  # noqa: E402
 from scapedist.model.field import Field, free_bytes  # noqa: E402
 
@@ -320,9 +321,8 @@ def exact(check: Check) -> None:
     n_voxels = min(check.size.voxels, decoder.box_size**3)
     inside = np.sort(rng.choice(decoder.box_size**3, n_voxels, replace=False))
     vectors = rng.standard_normal((check.size.components, n_voxels)).astype(np.float32)
-    frame = Frame(
-        check.array(np.zeros(n_voxels)), check.array(vectors), check.array(inside), None, False
-    )
+    mask = Mask((decoder.box_size,) * 3, check.array(inside))
+    frame = Frame(check.array(np.zeros(n_voxels)), check.array(vectors), mask)
     for dtype in reversed(check.dtypes):
         if time.perf_counter() > check.deadline:
             return

@@ -24,17 +24,18 @@ from random_model import write_random_model
 
 from scapedist import open_model
 from scapedist.analysis.sketch import make_sketch
-from scapedist.landscape import Run
+from scapedist.landscape import Run, open_workers
 from scapedist.landscape.cost import (
-    Rates,
     components_seconds,
     sketch_seconds,
     states_seconds,
 )
+from scapedist.landscape.speed import Rates
 from scapedist.model.field import Field
 from scapedist.plan import (
     GIB,
     IMPORT_BYTES,
+    Budget,
     ComponentsPlan,
     LinkagePlan,
     batches,
@@ -46,7 +47,7 @@ from scapedist.settings import (
     MaskSettings,
     SketchSettings,
 )
-from scapedist.workers import Serial, available_cores, open_workers
+from scapedist.workers import Serial, available_cores
 from scapedist.workers.distributed import Distributed
 
 COMPONENTS, STATES = 20, 10
@@ -223,7 +224,7 @@ def stages(size: Size, place: Path) -> list[dict[str, Any]]:
             for solver in ("gram", "iteration"):
                 asked = {"limit": None, "workers": 1, "solver": solver, "linkage": "average"}
                 found = alone("growth", str(made), json.dumps(asked))
-                plan = plan_components(n, p, COMPONENTS, 2**50, False, 1, solver=solver)
+                plan = plan_components(n, p, COMPONENTS, Budget(2**50, False), 1, solver=solver)
                 reading = 4 * n * p / rates.read_bytes_per_second
                 rows.append(
                     {
@@ -239,7 +240,7 @@ def stages(size: Size, place: Path) -> list[dict[str, Any]]:
                     }
                 )
                 if solver == "gram":
-                    joined = plan_linkage(n, "average", 2**50)
+                    joined = plan_linkage(n, "average", Budget(2**50, False))
                     rows.append(
                         {
                             "stage": "states, average",
@@ -345,9 +346,9 @@ def many(place: Path, n: int, p: int, solver: str, linkage: str, limit: int) -> 
         disk = sum(path.stat().st_size for path in (made / "landscape.zarr").rglob("*"))
     n_workers = available_cores()
     components: ComponentsPlan = plan_components(
-        n, p, COMPONENTS, limit, True, n_workers, solver=solver
+        n, p, COMPONENTS, Budget(limit), n_workers, solver=solver
     )
-    joined: LinkagePlan = plan_linkage(n, linkage, limit)
+    joined: LinkagePlan = plan_linkage(n, linkage, Budget(limit))
     rates = Rates.measured()
     rate, reading = rates.products_per_second, 4 * n * p / rates.read_bytes_per_second
     return {

@@ -44,12 +44,10 @@ from whole_run import (
     write_umap,
 )
 
-from scapedist.analysis.crosscheck import agreement
-from scapedist.landscape import Run
-from scapedist.landscape.batches import spread_evenly
-from scapedist.landscape.embedder import Embedder
-from scapedist.landscape.particles import placed_by
-from scapedist.workers import open_workers
+from scapedist.analysis.agreement import agreement
+from scapedist.landscape import Run, open_workers
+from scapedist.particles.place import placed_by
+from scapedist.plan import spread_evenly
 
 DEFAULT = 10_000
 """Training volumes of ``analyze_landscape_full``."""
@@ -228,7 +226,7 @@ def _accuracy(
     rng = np.random.default_rng(99)
     sample = np.sort(rng.choice(unseen, min(size.n_sample, len(unseen)), replace=False))
     with open_workers(n_workers) as workers:
-        exact, _ = Embedder(run, workers).exact_rows(sample, "")
+        exact, _ = run.embedder(workers).exact_rows(sample, "")
     record = store.beside.get("embedding/map", {"results": {}})["results"]
     found = store.read(f"embedding/{method}/coordinates")[sample]
     rows = [_row(f"scapedist, {method}", record.get("training_volumes", ""), found, exact)]

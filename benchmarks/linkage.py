@@ -132,7 +132,7 @@ def by_fastcluster_vectors(given: np.ndarray, method: str) -> np.ndarray:
 def by_rounds(given: np.ndarray, method: str) -> np.ndarray:
     """The tree of scapedist, without distances, in the memory that its stage allows."""
     from scapedist.analysis.linkage import ward_of_points
-    from scapedist.landscape.grouping import PRODUCT_PANELS
+    from scapedist.stages.states import PRODUCT_PANELS
 
     return ward_of_points(given, PRODUCT_PANELS * PANEL_BYTES)
 
@@ -140,7 +140,7 @@ def by_rounds(given: np.ndarray, method: str) -> np.ndarray:
 def by_two_levels(given: np.ndarray, method: str) -> np.ndarray:
     """Labels (n,) of scapedist's states by way of micro-states."""
     from scapedist.analysis.linkage import two_level
-    from scapedist.landscape.grouping import nearest_in_panels
+    from scapedist.stages.states import nearest_in_panels
 
     n_micro = min(len(given) // 4, MICRO_STATES)
     return two_level(given, method, n_micro, nearest_in_panels, 0).cut(N_STATES)

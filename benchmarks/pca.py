@@ -30,10 +30,11 @@ from alone import alone, first_line, limit_memory, peak_bytes, reset_peak
 from scapedist.analysis.gram import Run, fit_components, gram_matrix, in_turn
 from scapedist.analysis.passes import Passes, coordinates_of, principal_subspace
 from scapedist.backend import one_numpy_thread
-from scapedist.landscape.rows import StoredRows
+from scapedist.landscape import open_workers
 from scapedist.plan import ComponentsPlan, batches, kept_bytes, plan_components
-from scapedist.store import GROUP, RunStore, read_rows
-from scapedist.workers import Workers, available_cores, open_workers
+from scapedist.stages.stored_rows import StoredRows
+from scapedist.store import GROUP, Reader, RunStore, read_rows
+from scapedist.workers import Workers, available_cores
 from scapedist.workers.distributed import Distributed
 
 COMPONENTS, BATCH_ROWS = 20, 200
@@ -94,14 +95,13 @@ def by_passes(group: Path, workers: Workers) -> Found:
 def _stored(group: Path, workers: Workers, solver: str) -> tuple[StoredRows, int, ComponentsPlan]:
     n = zarr.open_array(group / VOLUMES, mode="r").shape[0]
     rows = StoredRows(
-        str(group), VOLUMES, np.arange(n), kept_bytes=kept_bytes(workers.memory_limit)
+        Reader(str(group)), VOLUMES, np.arange(n), kept_bytes=kept_bytes(workers.budget)
     )
     plan = plan_components(
         n,
         rows.n_voxels,
         COMPONENTS,
-        workers.memory,
-        workers.memory_limit is not None,
+        workers.budget,
         workers.n_workers,
         solver=solver,
     )

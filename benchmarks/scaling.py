@@ -49,18 +49,17 @@ from scaling_model import (
 )
 from scaling_plot import draw
 
-from scapedist.landscape import Run
-from scapedist.landscape.batches import generate_batch
-from scapedist.landscape.embed import REDUCED_ROWS
-from scapedist.landscape.embedder import Embedder
-from scapedist.landscape.generate import FULL
-from scapedist.landscape.projection import exact_batch, reduced_batch
-from scapedist.landscape.reduced_map import ensure_map
+from scapedist.landscape import PRELOADED, Run, open_workers
 from scapedist.model.decoder import Decoder
+from scapedist.particles.exact import Embedder, exact_batch
+from scapedist.particles.fit_reduced import ensure_map
+from scapedist.particles.reduced import REDUCED_ROWS, reduced_batch
 from scapedist.plan import batches
 from scapedist.settings import EmbedSettings
-from scapedist.store import GROUP, RowFile, RunStore, write_row
-from scapedist.workers import Serial, Workers, available_cores, one_thread, open_workers
+from scapedist.stages.stored_rows import FULL
+from scapedist.stages.write_volumes import Writing, write_batch
+from scapedist.store import RowFile, RunStore, write_row
+from scapedist.workers import Serial, Workers, available_cores, one_thread
 from scapedist.workers.gpus import visible_gpus
 from scapedist.workers.start import main_module_left_alone, start_forkserver
 
@@ -179,21 +178,18 @@ def assignment(
     """A job's tasks, of ``size`` particles each, with files of its own; ``empty``: do nothing."""
     rows = np.arange(n_tasks * size) % len(embedder.latents)
     spans = batches(len(rows), size)
-    place = embedder.run.directory / f"scaling{uuid4().hex}"
+    place = embedder.directory / f"scaling{uuid4().hex}"
     projection = embedder.projection
     try:
         if job == "generate":
             store = RunStore(place, "w-")
             box = (projection.source.box_size,) * 3
             store.create(FULL, (len(rows), *box), "float32", ("t", "z", "y", "x"), (1, *box))
-            source = dataclasses.replace(
-                projection.source,
-                latents={FULL: embedder.latents[rows]},
-                group_path=str((place / GROUP).resolve()),
-            )
+            source = dataclasses.replace(projection.source, latents=embedder.latents[rows])
+            writing = Writing(source, store.reader, {FULL: np.arange(len(rows))})
             tasks = [(FULL, start, stop) for start, stop in spans]
-            work = empty_entry if empty else generate_batch
-            yield Assignment(work, source, tasks, lambda _, entry: store.journal_append(entry))
+            work = empty_entry if empty else write_batch
+            yield Assignment(work, writing, tasks, lambda _, entry: store.journal_append(entry))
         else:
             place.mkdir()
             columns = embedder.r + {"exact": 1, "reduced": 2}[job]
@@ -257,7 +253,7 @@ class SideBySide:
         self._ends: list[Connection] = []
         self._processes = []
         with main_module_left_alone():
-            start_forkserver()
+            start_forkserver(PRELOADED)
             for _ in range(n):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=serve, args=(theirs,), daemon=True)
@@ -376,7 +372,7 @@ def landscape(case: Case, place: Path, workers: Workers, n_particles: int) -> Ru
     made.sketch(size=case.sketch, quality_groups=0)
     made.generate(workers, box_size=case.box_size).mask().pca(components=20)
     if "reduced" in case.jobs:
-        ensure_map(Embedder(made, workers), EmbedSettings(tolerance=case.tolerance))
+        ensure_map(made.embedder(workers), EmbedSettings(tolerance=case.tolerance))
     return made
 
 
@@ -517,7 +513,7 @@ def measure(
                     found["connect_seconds"][n] = seconds_of(workers.connected)
                 if n == most:
                     made = landscape(case, place, workers, n_particles)
-                embedders[n] = Embedder(made, workers)
+                embedders[n] = made.embedder(workers)
             if most in embedders:
                 found["warm_seconds"] = warm(case.jobs[0], embedders[most], 1)
                 found["idle"] = watched(partial(time.sleep, 0.5)).cpu_seconds / 0.5

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from scapedist.landscape.embed import REDUCED_ROWS
 from scapedist.model.lattice import make_lattice
+from scapedist.particles.reduced import REDUCED_ROWS
 from scapedist.plan import BATCH_VOLUMES
 
 JOBS = ("exact", "generate", "reduced")

@@ -26,8 +26,8 @@ import zarr
 from machine import describe, print_table, seconds_of, write_json
 from zarr.codecs import Crc32cCodec
 
-from scapedist.landscape.generate import FULL, MASKED
-from scapedist.output.maps import write_map
+from scapedist.files.mrc import write_map
+from scapedist.stages.stored_rows import FULL, MASKED
 from scapedist.store import GROUP, RunStore, read_rows, write_row
 
 MIB = 2**20

@@ -27,9 +27,9 @@ ROUNDS, LARGE = 3, 400
 """Rounds at size full; above so many volumes there is one."""
 SCAPEDIST_IDLE = """
 import time
-from scapedist.workers import open_workers
+from scapedist.landscape import open_workers
 with open_workers({n_workers}) as workers:
-    import scapedist.landscape.run, scapedist.output.report, scipy.linalg
+    import scapedist.landscape.run, scapedist.report.report, scipy.linalg
     if {n_workers} != 1:
         workers.connected()
     time.sleep(2)

@@ -463,7 +463,7 @@ def embed(
     """Every particle's coordinates: by its own volume, from a few points of it, or guessed."""
     from scapedist.landscape import Run
     from scapedist.landscape.decode import embed_to_file
-    from scapedist.output.summary import summary
+    from scapedist.report.in_words import summary
 
     if latents is not None:
         path = output or latents.with_name(f"{latents.stem}.embedded.npz")
@@ -529,7 +529,7 @@ def crosscheck(
     from rich.console import Console
     from rich.table import Table
 
-    from scapedist.output.summary import comparison
+    from scapedist.report.in_words import comparison
 
     where = _Where(workers, scheduler, gpus, cluster, memory_limit)
     with _at_work(directory, where) as (opened, pool):
@@ -552,7 +552,7 @@ def report(directory: RunDir, umap: Umap = None) -> None:
 @app.command()
 def info(directory: RunDir) -> None:
     """What is in a run, and what is missing."""
-    from scapedist.landscape.inspect import describe
+    from scapedist.landscape.verify import describe
 
     found = describe(directory)
     source = found["source"]
@@ -606,8 +606,7 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from scapedist.landscape.cost import cost_of_run
-    from scapedist.output.summary import cost_lines, cost_table
+    from scapedist.landscape.cost import cost_lines, cost_of_run, cost_table
     from scapedist.settings import by_stage, check_embedding, check_together
 
     options = {
@@ -644,10 +643,11 @@ def verify(
     sample: Annotated[int, typer.Option(min=0, help="Volumes to decode again.")] = 3,
 ) -> None:
     """Check checksums and completeness, and compare a sample with decoding it again."""
-    from scapedist.landscape import Run, inspect
+    from scapedist.landscape import Run
+    from scapedist.landscape.verify import verify as verify_run
 
     with _Reporter() as reporter:
-        verdict = inspect.verify(Run(directory, reporter), sample)
+        verdict = verify_run(Run(directory, reporter), sample)
     typer.echo(f"{verdict.n_volumes - len(verdict.damaged)} of {verdict.n_volumes} volumes sound")
     if verdict.error_again is not None:
         typer.echo(f"decoded again: largest relative error {verdict.error_again:.2e}")
@@ -716,7 +716,7 @@ def _run_all(
             **where.options(),
             **options,
         )
-    from scapedist.output.summary import summary
+    from scapedist.report.in_words import summary
     from scapedist.store import RunStore
 
     for line in summary(RunStore(output)):
@@ -727,8 +727,7 @@ def _run_all(
 @contextmanager
 def _at_work(directory: Path, where: _Where, at_once: bool = True) -> Iterator[tuple[Any, Any]]:
     """A run that tells how far it is, and its workers."""
-    from scapedist.landscape import Run
-    from scapedist.workers import open_workers
+    from scapedist.landscape import Run, open_workers
 
     with _Reporter() as reporter:
         opened = Run(directory, reporter)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isqrt
 
+import numpy as np
+
 from scapedist.errors import ResourceError
 
 GIB = 2**30
@@ -39,6 +41,29 @@ FFT_VOLUMES = 6
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Host memory that a process may use.
+
+    Attributes
+    ----------
+    n_bytes
+    asked
+        Whether someone asked for this limit; else it is most of what the machine has.
+    """
+
+    n_bytes: int
+    asked: bool = True
+
+    def less(self, n_bytes: int) -> Budget:
+        """What is left of it beside something else."""
+        return Budget(self.n_bytes - n_bytes, self.asked)
+
+
+UNLIMITED = Budget(2**63, asked=False)
+"""For a plan whose memory nobody limits."""
+
+
+@dataclass(frozen=True)
 class DecodePlan:
     """How volumes are decoded: which batches there are and what a worker holds meanwhile.
 
@@ -69,6 +94,11 @@ def batches(n: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
+def spread_evenly(n: int, n_wanted: int) -> np.ndarray:
+    """Rows spread evenly over n of them, (m,) int64; all where there are no more."""
+    return np.unique(np.linspace(0, n - 1, min(n, n_wanted)).round().astype(np.int64))
+
+
 def worker_bytes(
     batch_size: int, box_size: int, n_slots: int, n_weights: int, cached_bytes: int
 ) -> int:
@@ -88,7 +118,7 @@ def plan_decode(
     voxel_bytes: int,
     n_voxels: int | None = None,
     batch_size: int | None = None,
-    memory_limit: int | None = None,
+    budget: Budget = UNLIMITED,
     device: str = "cpu",
 ) -> DecodePlan:
     """The plan of a decoding, refused where not even one volume at a time fits the limit.
@@ -109,8 +139,8 @@ def plan_decode(
         Voxels stored of each volume (default: all).
     batch_size
         Volumes of a batch; None for the largest that fits, up to 8, or 64 on a GPU.
-    memory_limit
-        Bytes of host memory that a worker may use; None for no limit.
+    budget
+        Memory of a worker; it is a limit where it was asked for.
     device
         Where values are: ``cpu``, or ``cuda``, which does with what memory it has.
 
@@ -125,7 +155,7 @@ def plan_decode(
         return worker_bytes(held, box_size, n_slots, n_weights, cached_bytes)
 
     sizes = range(1, BATCH_VOLUMES[device] + 1) if batch_size is None else range(batch_size, 0, -1)
-    fitting = [s for s in sizes if memory_limit is None or need(s) <= memory_limit]
+    fitting = [size for size in sizes if not budget.asked or need(size) <= budget.n_bytes]
     wanted = batch_size or 1
     if not fitting or (batch_size is not None and fitting[0] != batch_size):
         way_out = (
@@ -135,7 +165,7 @@ def plan_decode(
         )
         raise ResourceError(
             f"Decoding {wanted} volume(s) of {box_size}^3 at a time needs "
-            f"{need(wanted) / GIB:.2f} GiB; a worker may use {(memory_limit or 0) / GIB:.2f} GiB. "
+            f"{need(wanted) / GIB:.2f} GiB; a worker may use {budget.n_bytes / GIB:.2f} GiB. "
             f"{way_out}"
         )
     size = batch_size or fitting[-1]
@@ -149,14 +179,14 @@ def plan_decode(
     )
 
 
-def kept_bytes(memory_limit: int | None = None, device: str = "cpu") -> int:
+def kept_bytes(budget: Budget = UNLIMITED, device: str = "cpu") -> int:
     """Masked voxels as float32 that the analysis holds at once: two blocks, or more small ones."""
-    return BLOCK_BYTES[device] if memory_limit is None else max(memory_limit // 16, 2**20)
+    return max(budget.n_bytes // 16, 2**20) if budget.asked else BLOCK_BYTES[device]
 
 
-def block_rows(n_voxels: int, memory_limit: int | None = None, device: str = "cpu") -> int:
+def block_rows(n_voxels: int, budget: Budget = UNLIMITED, device: str = "cpu") -> int:
     """Rows of masked voxels in a block, of which a product takes two."""
-    rows = kept_bytes(memory_limit, device) // (8 * max(n_voxels, 1))
+    rows = kept_bytes(budget, device) // (8 * max(n_voxels, 1))
     return max(1, min(rows, isqrt(TILE_BYTES[device] // 8)))
 
 
@@ -199,8 +229,7 @@ def plan_components(
     n: int,
     n_voxels: int,
     n_components: int,
-    memory: int,
-    limited: bool = True,
+    budget: Budget,
     n_workers: int = 1,
     device: str = "cpu",
     solver: str = "auto",
@@ -214,10 +243,8 @@ def plan_components(
     ----------
     n, n_voxels, n_components
         Volumes, voxels in the mask, components wanted.
-    memory
-        Bytes that each process may use.
-    limited
-        Whether that was asked for; else blocks have their usual size.
+    budget
+        Memory of each process; blocks have their usual size where it was not asked for.
     n_workers
         Where there is one, it is this process.
     device
@@ -230,9 +257,10 @@ def plan_components(
     ResourceError
         Where neither fits, with what would.
     """
+    memory = budget.n_bytes
 
     def plans(given: int) -> list[ComponentsPlan]:
-        limit = given if limited else None
+        limit = Budget(given, budget.asked)
         block, kept = block_rows(n_voxels, limit, device), kept_bytes(limit, device)
         whole = 4 * n * n_voxels
         held = min(whole, max(8 * block * n_voxels, kept))
@@ -303,7 +331,7 @@ class LinkagePlan:
     here_bytes: int
 
 
-def plan_linkage(n: int, method: str, memory: int) -> LinkagePlan:
+def plan_linkage(n: int, method: str, budget: Budget) -> LinkagePlan:
     """How n volumes are joined within a memory.
 
     Raises
@@ -311,7 +339,7 @@ def plan_linkage(n: int, method: str, memory: int) -> LinkagePlan:
     ResourceError
         Where not even their coordinates fit, with how many would.
     """
-    in_pairs = method not in ("kmeans", "hdbscan")
+    memory, in_pairs = budget.n_bytes, method not in ("kmeans", "hdbscan")
     distances = IMPORT_BYTES + 4 * n * n + 4 * PANEL_BYTES
     if distances <= memory and in_pairs:
         return LinkagePlan("distances", 0, distances)

@@ -12,7 +12,7 @@ from scapedist.analysis.linkage import LINKAGES
 from scapedist.analysis.sketch import METHODS
 from scapedist.errors import InputError
 from scapedist.model.decoder import DTYPES
-from scapedist.plan import PANEL_BYTES, plan_linkage
+from scapedist.plan import PANEL_BYTES, Budget, plan_linkage
 
 S = TypeVar("S")
 NOT_WHERE_CLIPPED = (
@@ -314,7 +314,7 @@ def check_together(options: dict[str, dict[str, Any]]) -> None:
         By stage, as :func:`by_stage` gives them.
     """
     chosen = {
-        stage: changed(kind(), options.get(stage, {})) for stage, kind in STAGE_SETTINGS.items()
+        name: changed(stage.settings(), options.get(name, {})) for name, stage in STAGES.items()
     }
     size, states = chosen["sketch"].size, chosen["states"].states
     if states > size and not chosen["sketch"].maps:
@@ -327,12 +327,12 @@ def check_together(options: dict[str, dict[str, Any]]) -> None:
             raise InputError(f"{path} cannot be read: there is no such file. Give its path.")
 
 
-def check_linkage(options: dict[str, dict[str, Any]], memory: int) -> None:
+def check_linkage(options: dict[str, dict[str, Any]], budget: Budget) -> None:
     """Refuse a sketch that cannot be joined within a memory, before anything is decoded."""
     sketch = changed(SketchSettings(), options.get("sketch", {}))
     if not sketch.maps and 8 * sketch.size**2 > PANEL_BYTES:  # of few volumes anything has room
         linkage = changed(StatesSettings(), options.get("states", {})).linkage
-        plan_linkage(sketch.size, linkage, memory)
+        plan_linkage(sketch.size, linkage, budget)
 
 
 def _at_least(rule: str, value: int, least: int, option: str) -> None:
@@ -364,6 +364,12 @@ def changed(settings: S, options: dict[str, Any]) -> S:
     return dataclasses.replace(settings, **given)  # type: ignore[type-var]
 
 
+def options_of(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Those of some options that a kind of settings has."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in options.items() if name in names}
+
+
 def from_record(kind: type[S], record: dict[str, Any] | None) -> S:
     """Settings as a stage's record holds them; the defaults without a record."""
     if record is None:
@@ -373,14 +379,82 @@ def from_record(kind: type[S], record: dict[str, Any] | None) -> S:
     return kind(**{k: v for k, v in values.items() if k in known})
 
 
-STAGE_SETTINGS: dict[str, type[Any]] = {
-    "sketch": SketchSettings,
-    "generate": GenerateSettings,
-    "mask": MaskSettings,
-    "pca": PcaSettings,
-    "states": StatesSettings,
-    "report": ReportSettings,
-}
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of what leaves nothing to choose."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run that is made in one go and has one record.
+
+    Attributes
+    ----------
+    name
+        Of its record, and of the command that makes it.
+    settings
+        What can be chosen.
+    after
+        The stage that it builds on; empty for the first.
+    arrays
+        What it writes in the store: arrays and groups, by the beginning of their names.
+    files
+        What it writes beside the store: paths in the run, as patterns.
+    beside
+        Whether it stands beside the stages of the whole job: it can be there or not.
+    dear
+        Whether other settings need another run, volumes being dear.
+    """
+
+    name: str
+    settings: type[Any]
+    after: str
+    arrays: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    beside: bool = False
+    dear: bool = False
+
+
+_EVERY = (
+    Stage("sketch", SketchSettings, "", ("sketch",), dear=True),
+    Stage(
+        "generate", GenerateSettings, "sketch", ("volumes",),
+        ("volumes.journal", "maps/escaped"), dear=True,
+    ),
+    Stage(
+        "mask", MaskSettings, "generate",
+        ("mask", "mask_claims", "sketch/quality/distance", "sketch/quality/between"),
+        ("maps/mask.mrc",),
+    ),
+    Stage(
+        "pca", PcaSettings, "mask", ("components", "sketch/coordinates", "sketch/residual"),
+        ("components.passes", "maps/components"),
+    ),
+    Stage("states", StatesSettings, "pca", ("states",), ("states", "maps/states")),
+    Stage("report", ReportSettings, "states", (), ("plots", "report.html")),
+    Stage("embedding", EmbedSettings, "pca", ("embedding",), ("embedding.*.rows",), beside=True),
+    Stage("missed", NoSettings, "pca", ("missed", "axes"), ("maps/missed",), beside=True),
+    Stage(
+        "population", PopulationSettings, "pca", ("population",), ("maps/population",), beside=True
+    ),
+    Stage("crosscheck", NoSettings, "states", ("crosscheck",), ("crosscheck.json",), beside=True),
+    Stage("particles", NoSettings, "states", ("particles",), ("states/by_volume",), beside=True),
+)  # fmt: skip
+STAGES = {stage.name: stage for stage in _EVERY if not stage.beside}
+"""The stages of the whole job, in order."""
+BESIDE = {stage.name: stage for stage in _EVERY if stage.beside}
+"""What can be made of a run besides; a record is named by its stage, ``embedding/exact`` too."""
+
+
+def writer_of(array: str) -> Stage | None:
+    """The stage that writes an array, by its name; None for what is written with the run itself."""
+    found = [
+        (len(start), stage)
+        for stage in _EVERY
+        for start in stage.arrays
+        if array == start or array.startswith(f"{start}/")
+    ]
+    return max(found, key=lambda item: item[0])[1] if found else None
 
 
 def by_stage(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -392,9 +466,8 @@ def by_stage(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
         Where no stage has an option of that name.
     """
     chosen: dict[str, dict[str, Any]] = {}
-    for stage, kind in STAGE_SETTINGS.items():
-        names = {field.name for field in dataclasses.fields(kind)}
-        chosen[stage] = {name: value for name, value in options.items() if name in names}
+    for stage in STAGES.values():
+        chosen[stage.name] = options_of(stage.settings, options)
     unknown = set(options).difference(*chosen.values())
     if unknown:
         raise InputError(f"No stage has the setting {sorted(unknown)[0]!r}.")

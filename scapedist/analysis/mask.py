@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from scapedist.backend import to_device
 from scapedist.errors import InputError
 
 PERCENTILE = 99.99
@@ -108,46 +110,60 @@ def check_user_mask(mask: np.ndarray, box_size: int, name: str) -> np.ndarray:
     return np.minimum(mask, 1).astype(np.float32)
 
 
-def masked_voxels(
-    volumes: np.ndarray, mask: np.ndarray, clip_negative: bool = False, soft_mask: bool = False
-) -> np.ndarray:
-    """Rows of masked voxels, as the components are fitted to and everything is projected by.
+@dataclass(frozen=True)
+class Mask:
+    """The voxels that are analysed, and how: what fit and projection both take volumes through.
 
-    Parameters
+    Attributes
     ----------
-    volumes : (n, d, d, d) float
-        Axes z, y, x.
-    mask : (d, d, d) float32
-        Weights; voxels above 0 are taken, in z, y, x order.
+    shape
+        Of a volume, axes z, y, x.
+    inside : (n_voxels,) int64
+        Flat positions of the mask's voxels, in z, y, x order.
+    factor : (n_voxels,) float32 or None
+        What voxels are multiplied by, with a soft mask (cryoDRGN's habit).
     clip_negative
-        Set negative density to zero (cryoDRGN's habit).
-    soft_mask
-        Multiply by the mask's weights (cryoDRGN's habit).
-
-    Returns
-    -------
-    (n, n_voxels) float32
+        Whether negative density is set to zero (cryoDRGN's habit).
     """
-    weights = mask[mask > 0] if soft_mask else None
-    rows = np.ascontiguousarray(volumes.reshape(len(volumes), -1)[:, np.flatnonzero(mask > 0)])
-    return weigh(rows, weights, clip_negative)
 
+    shape: tuple[int, ...]
+    inside: Any
+    factor: Any = None
+    clip_negative: bool = False
 
-def weigh(rows: np.ndarray, weights: np.ndarray | None, clip_negative: bool) -> np.ndarray:
-    """The same for rows (n, n_voxels) that hold the mask's voxels already, on any device.
+    @classmethod
+    def of(cls, weights: np.ndarray, clip_negative: bool = False, soft: bool = False) -> Mask:
+        """The mask of weights (d, d, d) float32: voxels above 0 are in it."""
+        inside = np.flatnonzero(weights > 0)
+        return cls(weights.shape, inside, weights.ravel()[inside] if soft else None, clip_negative)
 
-    ``weights`` (n_voxels,) are the soft mask's there, where it counts.
-    """
-    rows = rows.astype(np.float32, copy=False)
-    if weights is not None:
-        rows = rows * weights
-    if clip_negative:
-        rows = np.maximum(rows, 0)
-    return rows
+    def on(self, device: str) -> Mask:
+        """The same for volumes on a device, ``cpu`` or ``cuda``."""
+        inside = to_device(self.inside, device)
+        factor = None if self.factor is None else to_device(self.factor, device)
+        return replace(self, inside=inside, factor=factor)
 
+    @property
+    def n_voxels(self) -> int:
+        """How many voxels are in the mask."""
+        return len(self.inside)
 
-def to_volume(rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Volumes (n, d, d, d) float32 from rows of masked voxels (n, n_voxels); zero outside."""
-    volumes = np.zeros((len(rows), *mask.shape), np.float32)
-    volumes[:, mask > 0] = rows
-    return volumes
+    def rows_of(self, volumes: Any) -> Any:
+        """Masked voxels (..., n_voxels) float32 of volumes (..., d, d, d), as they are analysed."""
+        flat = volumes.reshape(*volumes.shape[:-3], -1)
+        return self.weigh(flat.take(self.inside, axis=-1))
+
+    def weigh(self, rows: Any) -> Any:
+        """Rows (..., n_voxels) that hold the mask's voxels as they are, as they are analysed."""
+        rows = rows.astype(np.float32, copy=False)
+        if self.factor is not None:
+            rows = rows * self.factor
+        if self.clip_negative:
+            rows = np.maximum(rows, 0)
+        return rows
+
+    def volumes_of(self, rows: np.ndarray) -> np.ndarray:
+        """Volumes (n, d, d, d) float32 of rows (n, n_voxels); zero outside the mask."""
+        volumes = np.zeros((len(rows), *self.shape), np.float32)
+        volumes.reshape(len(rows), -1)[:, self.inside] = rows
+        return volumes

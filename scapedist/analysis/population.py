@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from scapedist.analysis.gram import Run, in_order, in_turn
-from scapedist.analysis.particles import Axes, axes_from_sums
+from scapedist.analysis.placing import Axes, axes_from_sums
 from scapedist.backend import kmeans
 
 SAMPLE = 20_000

@@ -11,14 +11,10 @@ from scapedist.errors import InputError, RunError, ScapedistError
 
 __all__ = ["Run", "analyze"]
 
-FEW_PARTICLES = 2000
-"""So many are decoded all, unless another method is asked for."""
-CHECKED_PARTICLES = 100
-"""Random particles that an approximate embedding is checked on."""
-
 if TYPE_CHECKING:
-    from scapedist.landscape.record import Progress
     from scapedist.landscape.run import Run
+    from scapedist.store import Progress
+    from scapedist.workers import Workers
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +24,24 @@ def __getattr__(name: str) -> Any:
 
         return Run
     raise AttributeError(f"module 'scapedist.landscape' has no attribute {name!r}")
+
+
+PRELOADED = (
+    "torch",
+    "zarr",
+    "distributed",
+    "scapedist.sources.decoded",
+    "scapedist.stages.write_volumes",
+    "scapedist.model.field",
+)
+"""Modules that local workers are forked with: what every one of them needs to decode."""
+
+
+def open_workers(n_workers: int | None = None, **options: Any) -> Workers:
+    """Workers for a run; options as for :func:`scapedist.workers.open_workers`."""
+    from scapedist.workers import open_workers as any_workers
+
+    return any_workers(n_workers, preloaded=PRELOADED, **options)
 
 
 def analyze(
@@ -87,9 +101,16 @@ def analyze(
         check_linkage,
         check_together,
     )
-    from scapedist.workers import open_workers, stop_forkserver
+    from scapedist.workers import stop_forkserver
 
     failure: ScapedistError | None = None
+    where: dict[str, Any] = {
+        "n_workers": n_workers,
+        "scheduler": scheduler,
+        "memory_limit": memory_limit,
+        "gpus": gpus,
+        "cluster": cluster,
+    }
     chosen = by_stage(options)
     check_together(chosen)
     clip_negative = bool(chosen["pca"].get("clip_negative"))
@@ -98,9 +119,9 @@ def analyze(
         raise InputError(
             f"{workdir} is not a directory. Give the output directory of a cryoDRGN training."
         )
-    with open_workers(n_workers, scheduler, memory_limit, gpus, cluster) as workers:
+    with open_workers(**where) as workers:
         check_dtype(chosen["generate"].get("dtype") or "float32", workers.device)
-        check_linkage(chosen, workers.memory)
+        check_linkage(chosen, workers.budget)
         workers.begin()  # they start meanwhile
         from scapedist.landscape.run import Run
 
@@ -111,7 +132,7 @@ def analyze(
         run.sketch(workers, **chosen["sketch"])
         # this process waits now: load what the later stages need
         if workers.local and workers.n_workers > 1:
-            later = threading.Thread(target=import_module, args=("scapedist.output.report",))
+            later = threading.Thread(target=import_module, args=("scapedist.report.report",))
             later.start()
         if on_workers is not None:
             on_workers(workers)
@@ -153,6 +174,9 @@ def _embed(
     error_bars: bool,
 ) -> None:
     """All particles on the components, and a check of that on random ones."""
+    from scapedist.particles.compare import CHECKED_PARTICLES
+    from scapedist.particles.embed import FEW_PARTICLES
+
     if method is None:
         if run.store.stages["pca"]["settings"]["clip_negative"]:
             return

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scapedist import backend
-from scapedist.analysis.mask import density_percentile, mask_from_claims, threshold_of
 from scapedist.analysis.sketch import MAX_ITERATIONS, PLUSPLUS_LIMIT, nearest_center
 from scapedist.errors import InputError
-from scapedist.landscape import CHECKED_PARTICLES
-from scapedist.landscape.analyse import FEW_PRODUCTS, TRAVERSAL_POINTS, TRAVERSED_COMPONENTS
-from scapedist.landscape.embedder import WRITE_ROWS
-from scapedist.landscape.generate import plan_generation, volume_box_size
-from scapedist.landscape.reduced_map import BLOCK_BYTES, FURTHER, HELD_OUT, SKETCH_ROWS
-from scapedist.landscape.whole import USUAL_PASSES
-from scapedist.model.field import Field
-from scapedist.model.workdir import Model, open_model
+from scapedist.landscape.speed import Measured, seconds_of
+from scapedist.model.workdir import open_model
+from scapedist.particles.compare import CHECKED_PARTICLES
+from scapedist.particles.exact import WRITE_ROWS
+from scapedist.particles.fit_reduced import BLOCK_BYTES, FURTHER, HELD_OUT, SKETCH_ROWS
 from scapedist.plan import (
     IMPORT_BYTES,
     ISOMETRIC_COLUMNS,
@@ -36,16 +27,15 @@ from scapedist.plan import (
     plan_components,
     plan_linkage,
 )
-from scapedist.settings import STAGE_SETTINGS, MaskSettings, changed
-from scapedist.workers import available_cores, one_thread
-from scapedist.workers.serial import MEMORY_SHARE, available_memory
+from scapedist.settings import STAGES, changed
+from scapedist.sources.decoded import plan_generation, volume_box_size
+from scapedist.stages.components import FEW_PRODUCTS, TRAVERSAL_POINTS, TRAVERSED_COMPONENTS
+from scapedist.stages.components_of_all import USUAL_PASSES
+from scapedist.workers import available_cores
+from scapedist.workers.serial import budget_of
 
 USUAL_POINTS = 400
 """Points of a reduced map that meets the default tolerance, usually; half of them come last."""
-PILOT_SECONDS = 1.5
-"""Of decoding, to see how large a mask will be."""
-UNKNOWN_MASK = 0.1
-"""Of the box, where volumes take too long to decode to see."""
 ROW_SECONDS = 5e-5
 """Of reading a volume's masked voxels, however few."""
 MATRIX_SECONDS = 5.5e-8
@@ -54,8 +44,7 @@ solved."""
 PAIR_SECONDS = 3.2e-8
 """Of linkage, for each two volumes."""
 WARD_ROUNDS, MEDOID_ROUNDS = 3.5, 1.5
-"""Times that Ward's linkage from coordinates computes the distances of all pairs, about; and that
-medoids do."""
+"""Approximate all-pairs passes of Ward's linkage, and of the medoids."""
 KMEANS_SECONDS, HDBSCAN_SECONDS = 4e-4, 5e-7
 """Of k-means on isometric coordinates, for each volume; of HDBSCAN, for each two."""
 STAGE_SECONDS = 0.4
@@ -118,7 +107,7 @@ class Cost:
         How components are found and volumes are joined.
     stages
         By name, in order.
-    exact_seconds, pass_seconds
+    exact_seconds, whole_seconds
         To embed all particles exactly; of components of all particles, in all.
     disk_free_bytes
         Where the run would lie.
@@ -186,7 +175,9 @@ def cost_of_run(
         Where memory or disk does not suffice, with what would.
     """
     model, given = open_model(workdir, epoch), chosen or {}
-    options = {name: changed(kind(), given.get(name, {})) for name, kind in STAGE_SETTINGS.items()}
+    options = {
+        name: changed(stage.settings(), given.get(name, {})) for name, stage in STAGES.items()
+    }
     sketch, generate = options["sketch"], options["generate"]
     if sketch.size > len(model.latents):
         raise InputError(
@@ -198,18 +189,16 @@ def cost_of_run(
     workers = n_workers or available_cores()
     n_quality = sketch.quality_groups * sketch.quality_members
     box_size = volume_box_size(generate, model.box_size)
-    decoding = plan_generation(
-        model.decoder, box_size, generate, sketch.size + n_quality, memory_limit
-    )
-    memory = memory_limit or int(MEMORY_SHARE * available_memory())
-    linkage = plan_linkage(sketch.size, options["states"].linkage, memory)
+    budget = budget_of(memory_limit)
+    decoding = plan_generation(model.decoder, box_size, generate, sketch.size + n_quality, budget)
+    linkage = plan_linkage(sketch.size, options["states"].linkage, budget)
     free = _free_bytes(output)
     if generate.store == "volumes":
         check_disk(decoding.disk_bytes, free, str(output or "."))
-    measured = _Measured(model, generate.dtype, box_size, sketch.size, options["mask"])
+    measured = Measured(model, generate.dtype, box_size, sketch.size, options["mask"])
     components = plan_components(
-        sketch.size, measured.n_voxels, options["pca"].components, memory,
-        memory_limit is not None, workers, solver=options["pca"].solver,
+        sketch.size, measured.n_voxels, options["pca"].components, budget, workers,
+        solver=options["pca"].solver,
     )  # fmt: skip
     r, p, n = options["pca"].components, measured.n_voxels, sketch.size
     volume = measured.volume_bytes
@@ -275,12 +264,12 @@ def sketch_seconds(latents: np.ndarray, n: int) -> float:
     latents, rng = latents.astype(np.float64), np.random.default_rng(0)
     centers = latents[rng.choice(len(latents), n, replace=False)]
     some = latents[rng.choice(len(latents), min(len(latents), 10_000), replace=False)]
-    tree = _seconds_of(lambda: nearest_center(centers, some[:1]), 0.1)
-    found = _seconds_of(lambda: nearest_center(centers, some), 0.2) - tree
+    tree = seconds_of(lambda: nearest_center(centers, some[:1]), 0.1)
+    found = seconds_of(lambda: nearest_center(centers, some), 0.2) - tree
     found *= QUERY_SHARE * len(latents) / len(some)
     seconds = (MAX_ITERATIONS + 1) * (tree + found)
     if n <= PLUSPLUS_LIMIT:
-        step = _seconds_of(lambda: np.cumsum(np.square(latents).sum(1)), 0.1)
+        step = seconds_of(lambda: np.cumsum(np.square(latents).sum(1)), 0.1)
         seconds += n * step
     return seconds
 
@@ -327,7 +316,7 @@ def states_seconds(plan: LinkagePlan, n: int, method: str, rate: float, reading:
 
 
 def _embedding(
-    measured: _Measured, method: str, workers: int, particles: int, n: int, r: int, base: int,
+    measured: Measured, method: str, workers: int, particles: int, n: int, r: int, base: int,
     work: int,
 ) -> StageCost:  # fmt: skip
     """Of all particles' coordinates, what the sketch missed, and the check."""
@@ -356,119 +345,61 @@ def _embedding(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Rates:
-    """What this machine does in a second, on one thread.
-
-    Attributes
-    ----------
-    products_per_second
-        Multiplications and additions in float64, of large matrices.
-    read_bytes_per_second
-        Of volumes, checksums included, while the disk's cache holds them.
-    """
-
-    products_per_second: float
-    read_bytes_per_second: float
-
-    @classmethod
-    def measured(cls) -> Rates:
-        """Measured now, in a second."""
-        block = np.zeros(2**24, np.uint8)
-        with backend.one_numpy_thread():
-            products = _products_per_second()
-            read = _seconds_of(lambda: (zlib.adler32(block.data), block.copy()), 0.3)
-        return cls(products, len(block) / read)
-
-
-class _Measured:
-    """What this machine takes for the parts of a run, from a few seconds' work."""
-
-    def __init__(self, model: Model, dtype: str, box_size: int, n: int, mask: MaskSettings) -> None:
-        self._latents, self.volume_bytes = model.latents, 4 * box_size**3
-        self.start_seconds = _seconds_since_start()
-        values = Field(model.decoder, dtype=dtype)
-        lattice = values.lattice(box_size)
-        self.n_frequencies, self.hidden_size = lattice.n_points, model.decoder.hidden_size
-        with one_thread():
-            points = np.ascontiguousarray(lattice.coordinates[: 8 * values.block_rows()])
-            share = len(points) / lattice.n_points
-            one = partial(values.coefficients, model.latents[:1], points)
-            self.field_seconds = _seconds_of(one, 1.0) / share
-            volume = np.random.default_rng(0).random((box_size,) * 3, np.float32)
-            self._finish = _seconds_of(lambda: _finish(volume), 0.3)
-            self.seconds_a_volume = self.field_seconds + self._finish
-            pixel_size = (model.pixel_size_angstroms or 1.0) * model.box_size / box_size
-            self.n_voxels = self._mask_of_a_pilot(values, box_size, n, pixel_size, mask)
-            self.read_seconds = _seconds_of(lambda: _read(volume), 0.2)
-            self.product_rate = _products_per_second()
-
-    def _mask_of_a_pilot(
-        self, values: Field, box_size: int, n: int, pixel_size: float, mask: MaskSettings
-    ) -> int:
-        """About how many voxels the mask of n volumes will have."""
-        n_pilot = min(int(PILOT_SECONDS / self.seconds_a_volume), 32, n)
-        if n_pilot < 2:
-            return int(UNKNOWN_MASK * box_size**3)
-        rows = np.linspace(0, len(self._latents) - 1, n_pilot).astype(int)
-        decoded = values.volumes(self._latents[rows], box_size)
-        volumes = np.stack([backend.as_array(volume.float()).copy() for volume in decoded])
-        threshold = mask.threshold
-        if threshold is None:
-            threshold = threshold_of(np.array([density_percentile(each) for each in volumes]))
-        claims = (volumes >= threshold).sum(0, dtype=np.int32)
-        rules = (mask.dilate, mask.cosine_edge, mask.min_fraction)
-        return int((mask_from_claims(claims, n_pilot, pixel_size, *rules) > 0).sum())
-
-    def product_seconds(self, products: float) -> float:
-        """Of so many multiplications and additions in float64, on one thread."""
-        return products / self.product_rate
-
-
-def _finish(volume: np.ndarray) -> None:
-    """About what is done with a volume beside evaluating its field."""
-    import torch
-
-    torch.fft.irfftn(torch.fft.rfftn(torch.from_numpy(volume)))
-    density_percentile(volume)
-    volume.tobytes()
-
-
-def _products_per_second() -> float:
-    """Multiplications and additions in float64, of large matrices."""
-    left, right = np.random.default_rng(1).random((2, 400, 4000))  # numpy halves those of one
-    return 400 * 400 * 4000 / _seconds_of(lambda: left @ right.T, 0.3)
-
-
-def _read(volume: np.ndarray) -> None:
-    """About what reading a volume and looking at it takes."""
-    zlib.adler32(volume.data)
-    np.count_nonzero(volume.copy() >= 0.5)
-
-
-def _seconds_of(call: Callable[[], Any], at_least: float) -> float:
-    """Of one call, from as many as take some time; the first is not counted."""
-    call()
-    started, n = time.perf_counter(), 0
-    while n == 0 or time.perf_counter() - started < at_least:
-        call()
-        n += 1
-    return (time.perf_counter() - started) / n
-
-
-def _seconds_since_start() -> float:
-    """Since this process began, where the system tells."""
-    try:
-        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        up = float(Path("/proc/uptime").read_text().split()[0])
-        return up - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return 2.0
-
-
 def _free_bytes(output: str | Path | None) -> int:
     """Of the disk that a run would lie on."""
     place = Path(output or ".")
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
+
+
+# -- in words
+
+
+def cost_table(stages: Mapping[str, Any]) -> list[list[str]]:
+    """What each stage takes as rows of text, and all together."""
+    rows = [["stage", "time", "memory here", "of a worker", "disk"]]
+    for name, cost in stages.items():
+        memory = [_gib(cost.here_bytes), _gib(cost.worker_bytes) if cost.worker_bytes else ""]
+        rows.append([name, _time(cost.seconds), *memory, _gib(cost.disk_bytes)])
+    every = list(stages.values())
+    rows.append(
+        [
+            "all",
+            _time(sum(cost.seconds for cost in every)),
+            _gib(max(cost.here_bytes for cost in every)),
+            _gib(max(cost.worker_bytes for cost in every)),
+            _gib(sum(cost.disk_bytes for cost in every)),
+        ]
+    )
+    return rows
+
+
+def cost_lines(cost: Any) -> list[str]:
+    """What a run is planned to do, in a few lines."""
+    ways = {
+        "distances": "from the distances of all pairs",
+        "vectors": "from coordinates",
+        "two-level": "in two levels",
+    }
+    solver = {"gram": "by the Gram matrix", "iteration": "by passes over the volumes"}
+    return [
+        f"{cost.volumes} volumes of {cost.box_size}^3 from {cost.frequencies} frequencies each, in "
+        f"batches of {cost.batch_size}, {cost.seconds_a_volume * 1e3:.0f} ms a volume and worker; "
+        f"{cost.workers} worker(s)",
+        f"about {cost.voxels} voxels in the mask; components {solver[cost.solver]}, volumes joined "
+        f"{ways[cost.linkage]}",
+        f"{cost.particles} particles embedded exactly: {_time(cost.exact_seconds)}; components of "
+        f"all particles: {_time(cost.whole_seconds)}",
+        f"{_gib(cost.disk_free_bytes)} of disk free",
+    ]
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB"

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scapedist.errors import InputError
-from scapedist.landscape.record import Progress
+from scapedist.files.aside import written_aside
+from scapedist.files.latents import read_latents
+from scapedist.files.mrc import write_map
 from scapedist.landscape.run import Run
 from scapedist.model.decoder import check_latents
-from scapedist.model.safe_pickle import load_pickle
 from scapedist.model.workdir import open_model
-from scapedist.output.aside import written_aside
-from scapedist.output.maps import write_map
 from scapedist.settings import check_pixel_size
+from scapedist.store import Progress
 
 
 def decode_to_maps(
@@ -53,7 +52,7 @@ def decode_to_maps(
     """
     check_pixel_size(pixel_size_angstroms)
     model = open_model(workdir, epoch)
-    rows = check_latents(_read_latents(Path(latents), model.decoder.zdim), model.decoder.zdim)
+    rows = check_latents(read_latents(Path(latents), model.decoder.zdim), model.decoder.zdim)
     pixel_size = pixel_size_angstroms or model.pixel_size_angstroms
     paths = []
     for number, row in enumerate(rows, 1):
@@ -85,25 +84,8 @@ def embed_to_file(run: Run, latents: str | Path, output: str | Path) -> int:
     int
         How many latents there were.
     """
-    rows = _read_latents(Path(latents), run.store.source["zdim"])
+    rows = read_latents(Path(latents), run.store.source["zdim"])
     found = run.embed_latents(rows)
     with written_aside(Path(output)) as partial, partial.open("wb") as stream:
         np.savez(stream, **found)  # type: ignore[arg-type]
     return len(rows)
-
-
-def _read_latents(path: Path, zdim: int) -> np.ndarray:
-    if path.suffix == ".pkl":
-        rows = load_pickle(path)
-    else:
-        try:
-            rows = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, ndmin=2)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path} cannot be read as latents ({error}). Give a text file with {zdim} "
-                "numbers a line, or a .npy or .pkl array."
-            ) from None
-    rows = np.asarray(rows)
-    if rows.dtype.kind not in "fiu":
-        raise InputError(f"{path} should hold numbers. Give an array of shape (n, {zdim}).")
-    return np.atleast_2d(rows).astype(np.float32)

@@ -13,18 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from scapedist.errors import InputError, RunError
+from scapedist.files.aside import disk_errors
 from scapedist.model.workdir import Model, open_model, sha256_of
-from scapedist.settings import SketchSettings, changed, from_record
-from scapedist.store import STAGES, RunStore, disk_errors
+from scapedist.settings import (
+    STAGES,
+    SketchSettings,
+    changed,
+    from_record,
+)
+from scapedist.store import Begin, Progress, RunStore
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being made, how many are done, and how many there are."""
+Body = Callable[[Begin], dict[str, Any]]
+"""Makes something of a run and returns what is recorded; it calls what it gets before it writes."""
 _VERSIONS = ("scapedist", "numpy", "scipy", "torch", "zarr", "scikit-learn", "distributed")
-_EARLY = ("sketch", "generate")
 
 
 class Recorded:
-    """What a :class:`~scapedist.landscape.run.Run` is built on; it says what there is to give."""
+    """Base of Run: its store, its model, and which stages are current."""
 
     def __init__(self, directory: str | Path, progress: Progress | None = None) -> None:
         self.directory = Path(directory)
@@ -50,23 +55,25 @@ class Recorded:
             self._model = model
         return self._model
 
-    def _settings(self, stage: str, kind: type[Any], options: dict[str, Any]) -> Any:
+    def _settings(self, stage: str, options: dict[str, Any]) -> Any:
         """The stage's last settings (or the defaults) with the options given."""
         for name in ("mask", "exclude_particles", "maps"):
             if options.get(name):
                 options[name] = str(Path(options[name]).resolve())
-        return changed(from_record(kind, self.store.last_settings(stage)), options)
+        last = from_record(STAGES[stage].settings, self.store.last_settings(stage))
+        return changed(last, options)
 
     def _fingerprint(self, stage: str, settings: Any, inputs: dict[str, Any]) -> str:
-        before = STAGES.index(stage) - 1
+        """Of all that a stage's results depend on."""
+        after = STAGES[stage].after
         upstream = self.store.source["hashes"]
-        if before >= 0:
-            record = self.store.stages.get(STAGES[before])
+        if after:
+            record = self.store.stages.get(after)
             if record is None:
+                place = "" if STAGES[after].after else "WORKDIR EPOCH --output "
                 raise RunError(
-                    f"{stage} builds on {STAGES[before]}, which is not complete in "
-                    f"{self.directory}. Give `scapedist {STAGES[before]} "
-                    f"{'WORKDIR EPOCH --output ' if before == 0 else ''}{self.directory}` first."
+                    f"{stage} builds on {after}, which is not complete in {self.directory}. Give "
+                    f"`scapedist {after} {place}{self.directory}` first."
                 )
             upstream = record["fingerprint"]
         text = json.dumps([stage, dataclasses.asdict(settings), inputs, upstream], sort_keys=True)
@@ -77,7 +84,7 @@ class Recorded:
         stage: str,
         settings: Any,
         inputs: dict[str, Any],
-        body: Callable[[Callable[[], None]], dict[str, Any]],
+        body: Body,
     ) -> None:
         """Do a stage, unless its record says that it is done with these settings and inputs.
 
@@ -89,7 +96,7 @@ class Recorded:
             done = self.store.stages.get(stage)
             if done is not None and done["fingerprint"] == fingerprint:
                 return
-            if stage in _EARLY:
+            if STAGES[stage].dear:
                 self._check_replaceable(stage, settings, fingerprint)
             self.progress(stage, 0, 0)
             started = time.perf_counter()
@@ -125,7 +132,7 @@ class Recorded:
         name: str,
         settings: Any,
         fingerprint: str,
-        body: Callable[[Callable[[], None]], dict[str, Any]],
+        body: Body,
     ) -> None:
         """Do something beside the stages, unless its record says that it is done."""
         held = self.store.beside.get(name)
@@ -137,7 +144,7 @@ class Recorded:
         if "report" in self.store.stages:  # it shows none of this
             last = self.store.last_settings("report") or {"settings": {}}
             self.store.begin_stage("report", last["settings"])
-        chosen = dataclasses.asdict(settings) if settings is not None else {}
+        chosen = dataclasses.asdict(settings)
         self.store.finish_beside(name, _entry(chosen, fingerprint, started, results))
 
 

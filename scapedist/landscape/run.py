@@ -5,31 +5,37 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scapedist.errors import RunError
-from scapedist.landscape import analyse, generate, grouping
-from scapedist.landscape.record import Progress, Recorded, hash_file
-from scapedist.landscape.whole import KEPT, forget_passes, measured_seconds, plan_whole, told_plan
-from scapedist.model.workdir import open_model
+from scapedist.files.aside import disk_errors, write_text
+from scapedist.landscape.create import prepare_run
+from scapedist.landscape.record import Recorded, hash_file
+from scapedist.particles import compare, embed, missed, place, population, reduced
+from scapedist.particles.exact import Embedder
 from scapedist.settings import (
     EmbedSettings,
     GenerateSettings,
     MaskSettings,
+    NoSettings,
     PcaSettings,
     PopulationSettings,
-    ReportSettings,
     SketchSettings,
-    StatesSettings,
     changed,
     from_record,
+    options_of,
 )
-from scapedist.store import GROUP, RunStore, disk_errors, embeddings, write_text
-from scapedist.workers import Serial, Workers
+from scapedist.sources.decoded import Decoded, read_weights
+from scapedist.sources.open import maps_of, source_of_particles, source_of_sketch
+from scapedist.stages import components, components_of_all, mask, sketch, states, volumes
+from scapedist.stages.stored_rows import FULL
+from scapedist.store import Begin, Progress, embeddings
+from scapedist.workers import Workers, or_here
+from scapedist.workers.one import umap_by
 
 
 class Run(Recorded):
@@ -69,35 +75,7 @@ class Run(Recorded):
         RunError
             Where the directory holds a run of another model, or is a file.
         """
-        model = open_model(workdir, epoch, check_weights=check_weights)
-        output = Path(output)
-        source = {
-            "workdir": str(Path(workdir).resolve()),
-            "epoch": epoch,
-            "n_particles": len(model.latents),
-            "zdim": model.latents.shape[1],
-            "model_box_size": model.box_size,
-            "box_size": model.box_size,
-            "pixel_size_angstroms": model.pixel_size_angstroms,
-            "architecture": model.architecture,
-            "hashes": model.file_hashes(),
-            "notes": model.notes,
-        }
-        if (output / GROUP).exists():
-            if overwrite:
-                _remove(output)
-            else:
-                _check_same(RunStore(output), source, output)
-        elif output.exists() and not output.is_dir():
-            raise RunError(
-                f"An output is a directory. {output} is a file. Choose another --output."
-            )
-        store = RunStore(output, "r+" if (output / GROUP).exists() else "w-")
-        with store.lock(), disk_errors(output):  # also what was killed meanwhile, or damaged since
-            if not _holds(store, "latents", model.latents):
-                store.write("latents", model.latents, ("particle", "latent"))
-            if not store.has_source:
-                store.write_source(source)
+        model = prepare_run(workdir, epoch, output, overwrite, check_weights)
         run = cls(output, progress)
         run._model = model
         return run
@@ -112,16 +90,15 @@ class Run(Recorded):
         workers
             Where they have GPUs, one of them finds the particles; default this process.
         """
-        settings = self._settings("sketch", SketchSettings, options)
+        settings = self._settings("sketch", options)
         inputs = {}
         if settings.exclude_particles:
             inputs["exclude_particles"] = hash_file(settings.exclude_particles)
-        self._stage(
-            "sketch",
-            settings,
-            inputs,
-            lambda begin: generate.sketch(self, settings, workers or Serial(), begin),
-        )
+
+        def body(begin: Begin) -> dict[str, Any]:
+            return sketch.choose_particles(self.store, settings, or_here(workers), begin)
+
+        self._stage("sketch", settings, inputs, body)
         return self
 
     def generate(self, workers: Workers | None = None, **options: Any) -> Run:
@@ -134,31 +111,34 @@ class Run(Recorded):
 
         With a masked store, options of :class:`MaskSettings` are taken as well.
         """
-        mask_names = {field.name for field in dataclasses.fields(MaskSettings)}
-        mask_options = {k: v for k, v in options.items() if k in mask_names}
-        options = {k: v for k, v in options.items() if k not in mask_names}
-        settings = self._settings("generate", GenerateSettings, options)
-        mask = self._settings("mask", MaskSettings, mask_options)
+        of_mask = options_of(MaskSettings, options)
+        inside = self._settings("mask", of_mask)
+        rest = {name: value for name, value in options.items() if name not in of_mask}
+        settings = self._settings("generate", rest)
         inputs = dict(self.store.source["hashes"])
         if settings.store == "masked":
-            inputs["mask"] = json.dumps(dataclasses.asdict(mask)) + hash_file(mask.mask)
+            inputs["mask"] = json.dumps(dataclasses.asdict(inside)) + hash_file(inside.mask)
         fingerprint = self._fingerprint("generate", settings, inputs)
-        self._stage(
-            "generate",
-            settings,
-            inputs,
-            lambda begin: generate.generate(
-                self, settings, mask, workers or Serial(), fingerprint, begin
-            ),
-        )
+
+        def body(begin: Begin) -> dict[str, Any]:
+            pool = or_here(workers)
+            source = source_of_sketch(self.store, self.model, settings, pool)
+            return volumes.make_volumes(
+                self.store, settings, inside, source, pool, fingerprint, begin, self.progress
+            )
+
+        self._stage("generate", settings, inputs, body)
         self.store.journal.unlink(missing_ok=True)
         return self
 
     def mask(self, **options: Any) -> Run:
         """Choose the voxels to analyse; options as in :class:`MaskSettings`."""
-        settings = self._settings("mask", MaskSettings, options)
-        inputs = {"mask": hash_file(settings.mask)}
-        self._stage("mask", settings, inputs, lambda begin: analyse.mask(self, settings, begin))
+        settings = self._settings("mask", options)
+
+        def body(begin: Begin) -> dict[str, Any]:
+            return mask.choose_voxels(self.store, settings, begin, self.progress)
+
+        self._stage("mask", settings, {"mask": hash_file(settings.mask)}, body)
         return self
 
     def pca(self, workers: Workers | None = None, **options: Any) -> Run:
@@ -174,29 +154,46 @@ class Run(Recorded):
         settings, included = self._components(options)
         inputs = {"included": hashlib.sha256(np.packbits(included).tobytes()).hexdigest()}
         fingerprint = self._fingerprint("pca", settings, inputs)
-        self._stage(
-            "pca",
-            settings,
-            inputs,
-            lambda begin: analyse.pca(
-                self, settings, included, workers or Serial(), fingerprint, begin
-            ),
-        )
+
+        def body(begin: Begin) -> dict[str, Any]:
+            pool, of_all = or_here(workers), None
+            if settings.all_particles:
+                of_all = partial(
+                    components_of_all.whole_subspace,
+                    self.store,
+                    settings,
+                    self._decoder_of_particles(pool),
+                    pool,
+                    included,
+                    fingerprint,
+                    self.progress,
+                )
+            return components.find_components(
+                self.store, settings, included, pool, begin, self.progress, of_all
+            )
+
+        self._stage("pca", settings, inputs, body)
         if settings.all_particles:
-            forget_passes(self)
+            components_of_all.forget_passes(self.store)
         return self
 
     def cost_of_all_particles(self, workers: Workers, **options: Any) -> str:
         """What ``pca(workers, all_particles=True, ...)`` will take, from a few batches."""
         settings, included = self._components(options)
-        plan = plan_whole(self, settings, workers, included)
-        return told_plan(plan, measured_seconds(self, workers, plan))
+        source = self._decoder_of_particles(workers)
+        return components_of_all.told_cost(self.store, settings, source, workers, included)
 
     def _components(self, options: dict[str, Any]) -> tuple[PcaSettings, np.ndarray]:
         """Settings of the components, and which volumes they are fitted to."""
         exclude = tuple(options.get("exclude_states") or ())
-        settings = self._settings("pca", PcaSettings, options | {"exclude_states": exclude})
-        return settings, analyse.included_volumes(self, settings.exclude_states)
+        settings = self._settings("pca", options | {"exclude_states": exclude})
+        return settings, components.included_volumes(self.store, settings.exclude_states)
+
+    def _decoder_of_particles(self, workers: Workers) -> Decoded:
+        """What decodes any particle as the run's volumes were."""
+        read_weights(self.model, workers)
+        generated = from_record(GenerateSettings, self.store.stages["generate"])
+        return source_of_particles(self.store, self.model, generated, workers.device)
 
     def states(self, workers: Workers | None = None, **options: Any) -> Run:
         """Group the volumes into states; options as in :class:`StatesSettings`.
@@ -206,13 +203,13 @@ class Run(Recorded):
         workers
             Where they have GPUs, one of them finds the groups; default this process.
         """
-        settings = self._settings("states", StatesSettings, options)
-        self._stage(
-            "states",
-            settings,
-            {},
-            lambda begin: grouping.states(self, settings, workers or Serial(), begin),
-        )
+        settings = self._settings("states", options)
+
+        def body(begin: Begin) -> dict[str, Any]:
+            pool, indices = or_here(workers), self.model.stack_indices
+            return states.find_states(self.store, settings, indices, pool, begin, self.progress)
+
+        self._stage("states", settings, {}, body)
         with self.store.lock(), disk_errors(self.directory):
             self._place()
         return self
@@ -246,21 +243,17 @@ class Run(Recorded):
         RunError
             Where there are no components, or the decoder does not give the run's volumes.
         """
-        from scapedist.landscape import embed
-        from scapedist.landscape.embedder import Embedder
-
         settings = changed(EmbedSettings(), options)
-        name = f"embedding/{embed.embed_method(settings)}"
+        method = embed.embed_method(settings)
         with self.store.lock(), disk_errors(self.directory):
-            embedder = Embedder(self, workers or Serial())
-            fingerprint = embedder.fingerprint(dataclasses.asdict(settings))
+            embedder = self.embedder(workers)
             self._beside(
-                name,
+                f"embedding/{method}",
                 settings,
-                fingerprint,
-                lambda begin: embed.embed(embedder, settings, strict, begin),
+                embedder.fingerprint(dataclasses.asdict(settings)),
+                lambda begin: embed.embed_particles(embedder, settings, strict, begin),
             )
-            embedder.remove_rows(embed.embed_method(settings))
+            embedder.remove_rows(method)
             self._find_missed(embedder)
             self._place()
         return self
@@ -282,52 +275,52 @@ class Run(Recorded):
         RunError
             Where no particles are embedded.
         """
-        from scapedist.landscape import particles, population
-        from scapedist.landscape.embedder import Embedder
-
         settings = changed(PopulationSettings(), options)
         with self.store.lock(), disk_errors(self.directory):
-            method = particles.placed_by(self.store)
-            embedder = Embedder(self, workers or Serial())
-            fingerprint = embedder.fingerprint(
-                "population", self._record_of(f"embedding/{method}"), dataclasses.asdict(settings)
-            )
+            method = place.placed_by(self.store)
+            embedder = self.embedder(workers)
             self._beside(
                 "population",
                 settings,
-                fingerprint,
-                lambda begin: population.population(embedder, method, settings, begin),
+                embedder.fingerprint(
+                    "population", self._print_of(method), dataclasses.asdict(settings)
+                ),
+                lambda begin: population.find_population(embedder, method, settings, begin),
             )
         return self
 
-    def _find_missed(self, embedder: Any) -> None:
-        from scapedist.landscape import particles
+    def embedder(self, workers: Workers | None = None) -> Embedder:
+        """What embeds the run's particles, on workers or in this process."""
+        return Embedder(self.store, self.model, or_here(workers), self.progress)
 
-        method = particles.placed_by(self.store)
-        fingerprint = embedder.fingerprint("missed", self._record_of(f"embedding/{method}"))
+    def _find_missed(self, embedder: Embedder) -> None:
+        """Tell which particles no sketch volume represents."""
+        method = place.placed_by(self.store)
         self._beside(
-            "missed", None, fingerprint, lambda begin: particles.find_missed(embedder, method)
+            "missed",
+            NoSettings(),
+            embedder.fingerprint("missed", self._print_of(method)),
+            lambda begin: missed.find_missed(embedder, method),
         )
 
     def _place(self) -> None:
         """Give particles the states of their own volumes, where there are states and volumes."""
-        from scapedist.landscape import particles
-
-        states = self.store.stages.get("states")
-        if states is None or not embeddings(self.store.beside):
+        made = self.store.stages.get("states")
+        if made is None or not embeddings(self.store.beside):
             return
-        method = particles.placed_by(self.store)
-        base = [states["fingerprint"], self._record_of(f"embedding/{method}")]
+        method = place.placed_by(self.store)
+        base = [made["fingerprint"], self._print_of(method)]
         self._beside(
             "particles",
-            None,
+            NoSettings(),
             hashlib.sha256(json.dumps(base).encode()).hexdigest(),
-            lambda begin: particles.place_particles(self, method),
+            lambda begin: place.place_particles(self.store, method, self.model.stack_indices),
         )
 
-    def _record_of(self, name: str) -> str:
-        record: str = self.store.beside[name]["fingerprint"]
-        return record
+    def _print_of(self, method: str) -> str:
+        """The fingerprint of an embedding."""
+        fingerprint: str = self.store.beside[f"embedding/{method}"]["fingerprint"]
+        return fingerprint
 
     def crosscheck(
         self,
@@ -351,22 +344,19 @@ class Run(Recorded):
         -------
         dict
             ``sample``, ``exact_seconds_a_particle`` and ``methods``: for each the figures of
-            :func:`scapedist.analysis.crosscheck.agreement`, states changed, neighbours kept, the
+            :func:`scapedist.analysis.agreement.agreement`, states changed, neighbours kept, the
             worst particles, and its cost.
         """
-        from scapedist.landscape import crosscheck
-        from scapedist.landscape.embedder import Embedder
-
         with self.store.lock(), disk_errors(self.directory):
-            embedder = Embedder(self, workers or Serial())
+            embedder = self.embedder(workers)
             beside = self.store.beside
             base = [beside[n]["fingerprint"] for n in sorted(beside) if n.startswith("embedding/")]
-            states = self.store.stages.get("states", {}).get("fingerprint")
+            made = self.store.stages.get("states", {}).get("fingerprint")
             self._beside(
                 "crosscheck",
-                None,
-                embedder.fingerprint("crosscheck", base, states, sample, seed),
-                lambda begin: crosscheck.crosscheck(embedder, sample, seed),
+                NoSettings(),
+                embedder.fingerprint("crosscheck", base, made, sample, seed),
+                lambda begin: compare.compare_methods(embedder, sample, seed),
             )
             results: dict[str, Any] = self.store.beside["crosscheck"]["results"]
             path, text = self.directory / "crosscheck.json", json.dumps(results, indent=1) + "\n"
@@ -387,17 +377,13 @@ class Run(Recorded):
             ``coordinates`` (n, r) float32, ``residual`` (n,) and ``error`` (n,), ``nearest_volume``
             (n,) and ``distance`` (n,) to it, and where there are states ``state`` and ``margin``.
         """
-        from scapedist.landscape import embed, particles
-        from scapedist.landscape.embedder import Embedder
-
         if "embedding/map" not in self.store.beside:
             raise RunError(
                 f"New latents are embedded by the reduced map. {self.directory} has none that is "
                 f"up to date. Give `scapedist embed {self.directory} --method reduced` first."
             )
-        embedder = Embedder(self, Serial())
-        found = embed.apply_map(embedder, latents)
-        return found | particles.place_rows(self.store, found["coordinates"], found["residual"])
+        found = reduced.apply_map(self.embedder(None), latents)
+        return found | place.place_rows(self.store, found["coordinates"], found["residual"])
 
     def grow(self, workers: Workers | None = None) -> int:
         """Add representatives of what the sketch missed, and do all stages with it anew.
@@ -414,7 +400,7 @@ class Run(Recorded):
                 f"A sketch grows by what an embedding finds missed. {self.directory} has none that "
                 f"is up to date. Give `scapedist embed {self.directory}` first."
             )
-        if "volumes/0" not in self.store or generate.made_of_maps(self):
+        if FULL not in self.store or maps_of(self.store):
             raise RunError(
                 "A sketch grows where whole volumes are stored and the model makes them. This "
                 f"one of {self.directory} cannot. Make a larger sketch in another --output."
@@ -424,12 +410,12 @@ class Run(Recorded):
                              self.store.read("sketch/particle"))  # fmt: skip
         if not len(fresh):
             return 0
-        entries = generate.stored_entries(self.store, generate.FULL)
+        entries = volumes.stored_entries(self.store, FULL)
         added = (*old.added, *fresh.tolist())
         self.sketch(added=added)
         with self.store.lock():
             n = self.store.array("sketch/particle").shape[0]
-            array = self.store.array(generate.FULL)
+            array = self.store.array(FULL)
             array.resize((n, *array.shape[1:]))
             settings = from_record(GenerateSettings, self.store.last_settings("generate"))
             inputs = dict(self.store.source["hashes"])
@@ -448,49 +434,16 @@ class Run(Recorded):
         workers
             Where they have GPUs, one of them makes the UMAP; default this process.
         """
-        from scapedist.landscape.estimate import umap_by
-        from scapedist.output.report import write_report
+        from scapedist.report.report import write_report  # plotly is slow to load
 
-        settings = self._settings("report", ReportSettings, options)
+        settings = self._settings("report", options)
 
-        def body(begin: Callable[[], None]) -> dict[str, Any]:
+        def body(begin: Begin) -> dict[str, Any]:
             begin()
-            umap = umap_by(workers or Serial()) if settings.umap else None
+            umap = umap_by(or_here(workers)) if settings.umap else None
             write_report(self.store.group, self.directory, umap)
             return {}
 
         inputs = {name: record["fingerprint"] for name, record in self.store.beside.items()}
         self._stage("report", settings, inputs, body)
         return self.directory / "report.html"
-
-
-def _check_same(store: RunStore, source: dict[str, Any], output: Path) -> None:
-    """Refuse an output that holds a run of another model."""
-    if not store.has_source:
-        return
-    held = store.source
-    if held["hashes"] != source["hashes"]:
-        raise RunError(
-            f"{output} holds another run: epoch {held['epoch']} of {held['workdir']}, or that "
-            "model's files changed. Choose another --output, or --overwrite."
-        )
-
-
-def _remove(output: Path) -> None:
-    """Take away what a run consists of, and nothing else."""
-    import shutil
-
-    RunStore(output)  # an error where it is not a run of ours
-    for name in (GROUP, "maps", "states", "plots", KEPT):
-        shutil.rmtree(output / name, ignore_errors=True)
-    for path in (output / "report.html", output / "volumes.journal", *output.glob("*.rows")):
-        path.unlink(missing_ok=True)
-    (output / "crosscheck.json").unlink(missing_ok=True)
-
-
-def _holds(store: RunStore, name: str, data: np.ndarray) -> bool:
-    """Whether an array is there, sound and equal to some data."""
-    try:
-        return bool(np.array_equal(store.read(name), data))
-    except RunError:
-        return False

@@ -13,9 +13,9 @@ import numpy as np
 import yaml
 
 from scapedist.errors import InputError
+from scapedist.files.safe_pickle import load_pickle, load_pickles
 from scapedist.model.checkpoint import read_decoder
 from scapedist.model.decoder import Decoder, check_latents
-from scapedist.model.safe_pickle import load_pickle, load_pickles
 
 if TYPE_CHECKING:  # what decodes nothing starts without torch
     from scapedist.model.field import Field

@@ -7,6 +7,7 @@ CPU each task runs on one thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,16 @@ __all__ = [
     "available_cores",
     "one_thread",
     "open_workers",
+    "or_here",
     "stop_forkserver",
 ]
 
 Workers = Serial
+
+
+def or_here(workers: Workers | None) -> Workers:
+    """Workers that were given, or this process."""
+    return workers or Serial()
 
 
 def open_workers(
@@ -34,6 +41,7 @@ def open_workers(
     memory_limit: int | None = None,
     gpus: str | None = None,
     cluster: str | Path | None = None,
+    preloaded: Sequence[str] = (),
 ) -> Workers:
     """Workers to compute on.
 
@@ -50,6 +58,8 @@ def open_workers(
         visible. With a scheduler ``all``: its workers compute on the GPU that each has.
     cluster
         File that says where workers come from (``cluster_configs/``).
+    preloaded
+        Modules that local processes are forked with, by name.
 
     Raises
     ------
@@ -68,6 +78,8 @@ def open_workers(
         from scapedist.workers.cluster_file import read_cluster_file
 
         start = read_cluster_file(cluster)
+        if isinstance(start, LocalProcesses):
+            start = replace(start, preloaded=tuple(preloaded))
         return Distributed(replace(start, memory_limit=memory_limit or start.memory_limit))
     if scheduler is not None:
         return Distributed(replace(_given(scheduler, gpus), memory_limit=memory_limit))
@@ -85,7 +97,9 @@ def open_workers(
         raise InputError(f"There is at least one worker. --workers is {n}.")
     if n == 1:
         return Serial(memory_limit=memory_limit)
-    return Distributed(LocalProcesses(n_workers=n, memory_limit=memory_limit))
+    return Distributed(
+        LocalProcesses(n_workers=n, memory_limit=memory_limit, preloaded=tuple(preloaded))
+    )
 
 
 def _given(scheduler: str, gpus: str | None) -> GivenScheduler:

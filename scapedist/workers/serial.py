@@ -11,6 +11,7 @@ from typing import Any
 
 from scapedist.backend import one_numpy_thread, out_of_memory
 from scapedist.errors import ResourceError
+from scapedist.plan import Budget
 
 MEMORY_SHARE = 0.75
 """Of the machine's memory, that a process takes where no limit is given."""
@@ -38,9 +39,9 @@ class Serial:
         self.device, self.memory_limit = device, memory_limit
 
     @property
-    def memory(self) -> int:
-        """Bytes that a process may use: the limit, or most of what this machine has."""
-        return self.memory_limit or int(MEMORY_SHARE * available_memory())
+    def budget(self) -> Budget:
+        """Memory that a process may use: the limit, or most of what this machine has."""
+        return budget_of(self.memory_limit)
 
     def begin(self) -> None:
         """Have the workers ready soon; without it they start when they are first needed."""
@@ -90,6 +91,13 @@ def attempt(work: Work, shared: Any, task: Task) -> Any:
             f"A batch must fit a worker's memory. One did not ({found[:200]}). Use a smaller "
             "--batch-size or --box-size, fewer --workers, or a machine with more memory."
         ) from None
+
+
+def budget_of(memory_limit: int | None) -> Budget:
+    """The memory that a limit leaves to a process; most of the machine's without one."""
+    if memory_limit is not None:
+        return Budget(memory_limit)
+    return Budget(int(MEMORY_SHARE * available_memory()), asked=False)
 
 
 def available_cores() -> int:

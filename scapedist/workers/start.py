@@ -6,7 +6,7 @@ import contextlib
 import gc
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,15 +66,22 @@ class Start:
 
 @dataclass(frozen=True)
 class LocalProcesses(Start):
-    """Processes of this machine, forked from one that has imported what they need."""
+    """Processes of this machine, forked from one that has imported what they need.
+
+    Attributes
+    ----------
+    preloaded
+        Modules that it imports, by name.
+    """
 
     local: bool = True
+    preloaded: tuple[str, ...] = ()
     way_out = "Use --workers 1."
 
     def prepare(self) -> None:
         """Start the process that workers are forked from."""
         with main_module_left_alone():
-            start_forkserver()
+            start_forkserver(self.preloaded)
 
     def begin(self) -> tuple[Any, Any]:
         """Start the processes."""
@@ -169,7 +176,7 @@ class GivenScheduler(Start):
         )
 
 
-def start_forkserver() -> None:
+def start_forkserver(preloaded: Sequence[str]) -> None:
     """Start the process that local workers are forked from; it imports what they need, once.
 
     Called first of all, it imports while this process does.
@@ -178,9 +185,7 @@ def start_forkserver() -> None:
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch", "zarr", "distributed", "scapedist.landscape.batches", "scapedist.model.field"]
-    )
+    context.set_forkserver_preload(list(preloaded))
     forkserver.ensure_running()
 
 

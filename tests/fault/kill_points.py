@@ -17,9 +17,8 @@ import scipy.ndimage
 import scipy.spatial  # noqa: F401
 from harm import assert_same_arrays
 
-import scapedist.landscape.batches
 import scapedist.model.field
-import scapedist.output.report  # noqa: F401
+import scapedist.report.report  # noqa: F401
 from scapedist.landscape import analyze
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")

@@ -14,8 +14,8 @@ from harm import SMALL, content, flip
 from random_model import copy_with_particles, write_random_model
 
 from scapedist.errors import InputError
+from scapedist.files.mrc import write_map
 from scapedist.landscape import Run
-from scapedist.output.maps import write_map
 
 
 @pytest.fixture

@@ -24,23 +24,22 @@ print(json.dumps(peak_bytes()))
 """
 GENERATE = """
 from scapedist.landscape import Run
-from scapedist.landscape.generate import plan_generation
+from scapedist.plan import UNLIMITED
+from scapedist.sources.decoded import plan_generation
 from scapedist.settings import GenerateSettings
 workdir, output, box_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 run = Run.create(workdir, 19, output)
 run.sketch(size=10, quality_groups=1, quality_members=1)
 run.generate(box_size=box_size)
-plan = plan_generation(run.model.decoder, box_size, GenerateSettings(), 10, None)
+plan = plan_generation(run.model.decoder, box_size, GenerateSettings(), 10, UNLIMITED)
 print(json.dumps([peak_bytes(), plan.worker_bytes]))
 """
 REDUCED = """
 import numpy as np
 from scapedist.landscape import Run
-from scapedist.landscape.embedder import Embedder
-from scapedist.workers import Serial
 run = Run.create(sys.argv[1], 19, sys.argv[2])
 run.sketch(size=100, quality_groups=0).generate().mask().pca(components=4)
-Embedder(run, Serial()).exact_rows(np.arange(16), "")  # decoding's own peak
+run.embedder().exact_rows(np.arange(16), "")  # decoding's own peak
 before = peak_bytes()
 run.embed(tolerance=0.05)
 built = run.store.beside["embedding/map"]["results"]
@@ -50,16 +49,16 @@ print(json.dumps([peak_bytes() - before, fields]))
 """
 STAGES = """
 from scapedist.landscape import Run
-from scapedist.plan import plan_components, plan_linkage
+from scapedist.plan import Budget, plan_components, plan_linkage
 from scapedist.workers import Serial
 place, n, p, solver, linkage, limit = sys.argv[1:]
 n, p, limit = int(n), int(p), int(limit)
 run = Run(place)
 peaks = []
 run.pca(Serial(memory_limit=limit), solver=solver)
-peaks.append([peak_bytes(), plan_components(n, p, 20, limit, True, 1, solver=solver).here_bytes])
+peaks.append([peak_bytes(), plan_components(n, p, 20, Budget(limit), 1, solver=solver).here_bytes])
 run.states(Serial(memory_limit=limit), linkage=linkage, states=5)
-joined = plan_linkage(n, linkage, limit)
+joined = plan_linkage(n, linkage, Budget(limit))
 peaks.append([peak_bytes(), max(joined.here_bytes, peaks[0][1])])
 print(json.dumps([peaks, joined.kind, run.store.stages["pca"]["results"]["solver"]]))
 """

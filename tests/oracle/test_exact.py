@@ -8,11 +8,10 @@ from random_model import write_random_model
 from sklearn.decomposition import PCA
 
 from scapedist.landscape import Run
-from scapedist.landscape.batches import field_of
-from scapedist.landscape.embedder import Embedder
 from scapedist.model.regressor import fit_and_predict
-from scapedist.settings import by_stage
-from scapedist.workers import Serial
+from scapedist.settings import GenerateSettings, by_stage
+from scapedist.sources.decoded import field_of
+from scapedist.sources.open import decoded_by
 
 SKETCH, BOX = 20, 16
 CASES = {
@@ -81,7 +80,7 @@ def test_the_bundled_model_too(adk_workdir, tmp_path):
     run = Run.create(adk_workdir, 14, tmp_path / "run")
     run.sketch(size=12, quality_groups=0).generate(box_size=16).mask().pca(components=5)
     particles = np.array([3, 777, 19_999])
-    found, missed = Embedder(run, Serial()).exact_rows(particles, "")
+    found, missed = run.embedder().exact_rows(particles, "")
     store, reference = run.store, Reference.load(adk_workdir, 14)
     every, inside = store.read("latents"), store.read("mask") > 0
 
@@ -121,9 +120,7 @@ def test_features_are_the_modules_own(tmp_path, case):
 
 
 def test_a_low_pass_holds_what_a_smaller_box_has(adk):
-    from scapedist.landscape.batches import VolumeSource
-
-    source = VolumeSource(adk.decoder, {}, (), 48, None, "float32", False, False, None, None, "")
+    source = decoded_by(adk, GenerateSettings(), adk.latents[:0])
     low = next(iter(source.decode(adk.latents[:1], low_pass=24)))
     small = field_of(source).decode(adk.latents[:1], 24)[0].numpy()
     # but for the few points that lie on the smaller sphere itself

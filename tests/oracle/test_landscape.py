@@ -9,8 +9,8 @@ import mrcfile
 import numpy as np
 import pytest
 
+from scapedist.files.safe_pickle import load_pickle
 from scapedist.landscape import Run, analyze
-from scapedist.model.safe_pickle import load_pickle
 
 SIZE, BOX, STATES = 60, 24, 6
 PIXEL = 2.5 * 48 / BOX

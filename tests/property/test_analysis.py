@@ -15,7 +15,15 @@ from scapedist.analysis.mask import mask_from_claims
 from scapedist.analysis.sketch import METHODS, make_sketch, quality_sample
 from scapedist.analysis.states import medoids, number_by_size, weighted_moments
 from scapedist.errors import InputError, ResourceError
-from scapedist.plan import batches, block_rows, parse_bytes, plan_decode, worker_bytes
+from scapedist.plan import (
+    UNLIMITED,
+    Budget,
+    batches,
+    block_rows,
+    parse_bytes,
+    plan_decode,
+    worker_bytes,
+)
 
 examples = settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -52,8 +60,9 @@ def test_a_plan_is_refused_exactly_when_it_does_not_fit(
         return worker_bytes(size, box_size, n_slots, n_weights, cached)
 
     def make(size, allowed):
+        budget = UNLIMITED if allowed is None else Budget(allowed)
         return plan_decode(
-            100, box_size, n_slots, n_weights, cached, 4, batch_size=size, memory_limit=allowed
+            100, box_size, n_slots, n_weights, cached, 4, batch_size=size, budget=budget
         )
 
     fits = limit is None or need(batch_size or 1) <= limit
@@ -80,7 +89,7 @@ def test_a_plan_is_refused_exactly_when_it_does_not_fit(
 @examples
 @given(st.integers(1, 10**7), st.one_of(st.none(), st.integers(2**24, 2**40)))
 def test_a_block_of_rows_stays_in_its_share(n_voxels, limit):
-    rows = block_rows(n_voxels, limit)
+    rows = block_rows(n_voxels, UNLIMITED if limit is None else Budget(limit))
     budget = 128 * 2**20 if limit is None else limit // 8
     assert rows == 1 or rows * n_voxels * 8 <= budget
 

@@ -1,25 +1,32 @@
 """The line of modules: each imports only from its left, and outside parts have one place each."""
 
 import ast
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import scapedist
+from scapedist.landscape import PRELOADED
 
 ROOT = Path(scapedist.__file__).parent
 LINE = [
     "errors",
     "plan",
     "backend",
+    "files",
     "model",
     "analysis",
     "settings",
     "store",
     "workers",
-    "output",
+    "report",
+    "sources",
+    "stages",
+    "particles",
     "landscape",
     "cli",
 ]
@@ -28,9 +35,10 @@ ONLY_IN = {
     "cuml": {"backend"},
     "sklearn": {"backend"},
     "threadpoolctl": {"backend"},
+    "umap": {"backend"},
     "cryodrgn": {"model"},
-    "torch": {"model", "workers", "landscape"},  # the field; a worker's threads; volumes as tensors
-    "zarr": {"store", "landscape"},  # landscape: a worker's chunk, and arrays by type
+    "torch": {"model", "workers", "particles", "landscape"},  # threads; maps as tensors; speed
+    "zarr": {"store"},
     "google_crc32c": {"store"},
     "fcntl": {"store"},
     "dask": {"workers"},
@@ -40,17 +48,18 @@ ONLY_IN = {
     "dask_kubernetes": {"workers"},
     "pynvml": {"workers"},
     "multiprocessing": {"workers"},
-    "mrcfile": {"output"},
-    "plotly": {"output"},
-    "matplotlib": {"output"},
-    "PIL": {"output"},
-    "starfile": {"output"},
-    "umap": {"backend"},
+    "mrcfile": {"files"},
+    "starfile": {"files"},
+    "plotly": {"report"},
+    "matplotlib": {"report"},
+    "PIL": {"report"},
     "typer": {"cli"},
     "rich": {"cli"},
 }
-ONLY_FOR_TYPES = {"zarr": {"output"}}
-"""Imported below ``if TYPE_CHECKING`` there: read through an open group, never opened."""
+ONLY_FOR_TYPES = {"zarr": {"report", "stages"}, "torch": {"particles"}}
+"""Imported below ``if TYPE_CHECKING`` there: opened by the store, or at first use."""
+LONGEST, LONGER = 450, {"settings.py": 600, "cli.py": 840}
+"""Lines of a module, at most."""
 MODULES = sorted(ROOT.rglob("*.py"))
 ON_THE_LINE = [path for path in MODULES if path != ROOT / "__init__.py"]
 """All but the package's own ``__init__``, which names what is public."""
@@ -85,9 +94,20 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     return found
 
 
+def named(path: Path) -> set[str]:
+    """The modules of ours that a file names in a text: to import, to send, to preload."""
+    texts = [
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    return {text for text in texts if re.fullmatch(r"scapedist(\.\w+)+", text)}
+
+
 def own_parts(path: Path) -> set[str]:
     """The parts of the line that a file imports."""
-    names = [name.split(".") for name, _ in imports(path) if name.split(".")[0] == "scapedist"]
+    every = [name for name, _ in imports(path)] + sorted(named(path))
+    names = [name.split(".") for name in every if name.split(".")[0] == "scapedist"]
     parts = {name[1] for name in names if len(name) > 1}
     return {part for part in parts if not part.startswith("__")}  # scapedist.__version__
 
@@ -119,11 +139,78 @@ def test_the_rule_sees_a_step_back(tmp_path, monkeypatch):
     """The test itself: an import inside a function, of a module to the right, is found."""
     (tmp_path / "analysis").mkdir()
     path = tmp_path / "analysis" / "gram.py"
-    path.write_text("def f():\n    from scapedist import store\n    import scapedist.cli\n")
+    path.write_text(
+        "def f():\n    from scapedist import store\n    import scapedist.cli\n"
+        "NAME = 'scapedist.landscape.run'\n"
+    )
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
-    assert own_parts(path) == {"store", "cli"}
+    assert own_parts(path) == {"store", "cli", "landscape"}
     with pytest.raises(AssertionError):
         test_imports_come_from_the_left(path)
+
+
+def circle_in(needs: dict[str, set[str]]) -> list[str]:
+    """Names that need one another in a circle; empty without one."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return trail[trail.index(name) :]
+        if name in done:
+            return []
+        for other in sorted(needs.get(name, ())):
+            if found := visit(other, [*trail, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(needs) if (found := visit(name, []))), [])
+
+
+def needs_inside(package: Path) -> dict[str, set[str]]:
+    """Which files of a package each of them imports, inside functions and for types too."""
+    files = {path.stem: path for path in package.glob("*.py")}
+    prefix = f"scapedist.{package.name}."
+    found: dict[str, set[str]] = {}
+    for stem, path in files.items():
+        every = [name for name, _ in imports(path)] + sorted(named(path))
+        own = {name.removeprefix(prefix).split(".")[0] for name in every if name.startswith(prefix)}
+        found[stem] = (own & set(files)) - {"__init__"}
+    return found
+
+
+PACKAGES = sorted(path.parent for path in ROOT.glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_no_circle_inside_a_package(package):
+    assert circle_in(needs_inside(package)) == []
+
+
+def test_the_rule_sees_a_circle(tmp_path):
+    package = tmp_path / "landscape"
+    package.mkdir()
+    (package / "a.py").write_text("def f():\n    from scapedist.landscape.b import g\n")
+    (package / "b.py").write_text("from scapedist.landscape import c\n")
+    (package / "c.py").write_text("NAME = 'scapedist.landscape.a'\n")
+    assert circle_in(needs_inside(package)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", sorted({name for path in MODULES for name in named(path)}))
+def test_a_module_named_in_a_text_can_be_imported(name):
+    """A forkserver says nothing of a preload that fails, and workers would each import it."""
+    import_module(name)
+
+
+@pytest.mark.parametrize("name", PRELOADED)
+def test_what_workers_are_forked_with_can_be_imported(name):
+    import_module(name)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_module_is_short(path):
+    most = LONGER.get(path.relative_to(ROOT).as_posix(), LONGEST)
+    assert len(path.read_text().splitlines()) <= most
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())

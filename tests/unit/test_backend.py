@@ -11,9 +11,9 @@ from scipy.spatial.distance import pdist, squareform
 
 from scapedist import backend
 from scapedist.analysis.eigen import leading_eigenpairs
-from scapedist.analysis.embedding import fit_ridge
 from scapedist.analysis.gram import fit_components, gram_matrix
 from scapedist.analysis.linkage import LINKAGES, nearest_neighbor_chain
+from scapedist.analysis.reduced import fit_ridge
 from scapedist.analysis.sketch import make_sketch
 
 

@@ -9,6 +9,7 @@ from scapedist.landscape import analyze, cost
 from scapedist.plan import (
     GIB,
     IMPORT_BYTES,
+    Budget,
     parse_bytes,
     plan_components,
     plan_linkage,
@@ -19,18 +20,18 @@ MIB = 2**20
 
 
 def test_the_gram_matrix_where_it_fits():
-    needed = plan_components(20_000, 20_000, 20, 4 * GIB)
+    needed = plan_components(20_000, 20_000, 20, Budget(4 * GIB))
     assert needed.solver == "gram"
     assert needed.here_bytes > 8 * 20_000**2
-    beyond = plan_components(20_000, 20_000, 20, 3 * GIB)
+    beyond = plan_components(20_000, 20_000, 20, Budget(3 * GIB))
     assert beyond.solver == "iteration"
     assert beyond.here_bytes < needed.here_bytes
-    assert plan_components(100_000, 160_000, 20, 8 * GIB).solver == "iteration"
+    assert plan_components(100_000, 160_000, 20, Budget(8 * GIB)).solver == "iteration"
 
 
 def test_little_memory_means_fewer_columns():
-    rich = plan_components(10_000, 160_000, 20, 8 * GIB, solver="iteration")
-    poor = plan_components(10_000, 160_000, 20, 1 * GIB, solver="iteration")
+    rich = plan_components(10_000, 160_000, 20, Budget(8 * GIB), solver="iteration")
+    poor = plan_components(10_000, 160_000, 20, Budget(1 * GIB), solver="iteration")
     assert poor.columns < rich.columns
     assert poor.here_bytes <= GIB
     assert poor.columns >= 20 + 2 * 32
@@ -39,9 +40,9 @@ def test_little_memory_means_fewer_columns():
 @pytest.mark.parametrize(("solver", "n"), [("auto", 5000), ("gram", 5000), ("iteration", 500)])
 def test_components_that_do_not_fit_name_what_would(solver, n):
     with pytest.raises(ResourceError, match=f"Components of {n} volumes") as caught:
-        plan_components(n, 160_000, 20, 400 * MIB, solver=solver)
+        plan_components(n, 160_000, 20, Budget(400 * MIB), solver=solver)
     named = parse_bytes(re.findall(r"--memory-limit (\S+) or more", str(caught.value))[0])
-    assert plan_components(n, 160_000, 20, named, solver=solver).here_bytes <= named
+    assert plan_components(n, 160_000, 20, Budget(named), solver=solver).here_bytes <= named
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_components_that_do_not_fit_name_what_would(solver, n):
     ],
 )
 def test_how_volumes_are_joined(n, method, memory, kind):
-    plan = plan_linkage(n, method, memory)
+    plan = plan_linkage(n, method, Budget(memory))
     assert plan.kind == kind
     assert plan.here_bytes <= memory
     assert (plan.micro_states > 0) == (kind == "two-level")
@@ -67,13 +68,13 @@ def test_how_volumes_are_joined(n, method, memory, kind):
 def test_a_sketch_that_cannot_be_joined_names_one_that_can(method):
     memory = IMPORT_BYTES + 300 * MIB
     with pytest.raises(ResourceError, match="Joining 200000 volumes") as caught:
-        plan_linkage(200_000, method, memory)
+        plan_linkage(200_000, method, Budget(memory))
     (most,) = re.findall(r"--sketch-size (\d+) or less", str(caught.value))
-    assert plan_linkage(int(most), method, memory).here_bytes <= memory
+    assert plan_linkage(int(most), method, Budget(memory)).here_bytes <= memory
     with pytest.raises(ResourceError):
-        plan_linkage(2 * int(most) + 10_000, method, memory)
+        plan_linkage(2 * int(most) + 10_000, method, Budget(memory))
     named = parse_bytes(re.findall(r"--memory-limit (\S+) or more", str(caught.value))[0])
-    assert plan_linkage(200_000, method, named).here_bytes <= named
+    assert plan_linkage(200_000, method, Budget(named)).here_bytes <= named
 
 
 def test_such_a_run_is_refused_before_any_work(adk_workdir, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from scapedist.analysis import crosscheck as maths
+from scapedist.analysis import agreement as maths
 
 
 def test_agreement_is_scikit_learns_r2():

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from random_model import copy_with_particles
 
-from scapedist.analysis.crosscheck import agreement
+from scapedist.analysis.agreement import agreement
 from scapedist.errors import InputError, RunError
-from scapedist.landscape import Run, embed, projection
-from scapedist.landscape.embedder import Embedder
-from scapedist.landscape.inspect import describe
-from scapedist.output.population import landscape_maps
+from scapedist.landscape import Run
+from scapedist.landscape.verify import describe
+from scapedist.particles import embed
+from scapedist.particles.exact import exact_batch
+from scapedist.report.all_particles import landscape_maps
 from scapedist.store import RowFile
-from scapedist.workers import Serial, open_workers
+from scapedist.workers import open_workers
 
 N, TOLERANCE = 3000, 1e-2
 
@@ -52,7 +53,7 @@ def few(adk_workdir, tmp_path):
 
 
 def exact_of(run, particles):
-    return Embedder(run, Serial()).exact_rows(particles, "")
+    return run.embedder().exact_rows(particles, "")
 
 
 def test_reduced_is_as_near_to_exact_as_it_says(embedded):
@@ -127,14 +128,14 @@ def test_exact_is_the_same_from_any_number_of_workers_and_resumes(few, tmp_path,
         calls.append(len(task))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return projection.exact_batch(shared, task)
+        return exact_batch(shared, task)
 
     monkeypatch.setattr(embed, "exact_batch", failing)
     with pytest.raises(KeyboardInterrupt):
         other.embed(method="exact")
     assert "embedding/exact" not in other.store.beside
     monkeypatch.undo()
-    done = len(np.arange(60)) - len(Embedder(other, Serial()).exact_file().missing(np.arange(60)))
+    done = 60 - len(other.embedder().exact_file().missing(np.arange(60)))
     assert done == 1 + 8 + 8  # the check of the decoder, two whole batches
     with open_workers(2) as workers:
         other.embed(workers, method="exact")
@@ -249,8 +250,8 @@ def test_error_bars_are_those_of_exact_decoding(embedded):
     latent = embedded.store.read("latents")[row]
     rng = np.random.default_rng(0)
     draws = latent + rng.normal(size=(400, 8)) * np.sqrt(variance)
-    embedder = Embedder(embedded, Serial())
-    exact = projection.exact_batch(embedder.projection, draws.astype(np.float32))[:, :8]
+    embedder = embedded.embedder()
+    exact = exact_batch(embedder.projection, draws.astype(np.float32))[:, :8]
     sampled = np.sqrt(np.diag(np.cov(exact.T.astype(float))))
     ours = np.sqrt(np.diag(covariance[row]))
     np.testing.assert_allclose(ours[:3], sampled[:3], rtol=0.25)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from scapedist.analysis import embedding as maths
+from scapedist.analysis import reduced as maths
 
 
 def test_candidates_are_as_many_at_any_radius():

@@ -9,7 +9,7 @@ import simulate
 import torch
 import trajectory
 
-from scapedist.model.safe_pickle import load_pickles
+from scapedist.files.safe_pickle import load_pickles
 
 RESIDUES = (*range(1, 13), *range(31, 36), *range(118, 126))  # CORE, neither, LID
 

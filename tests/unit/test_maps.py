@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scapedist.errors import InputError, ResourceError
-from scapedist.output.maps import read_map, write_map
+from scapedist.files.mrc import read_map, write_map
 
 
 @pytest.fixture

@@ -5,13 +5,11 @@ import pytest
 from cryodrgn.masking import cosine_dilation_mask
 
 from scapedist.analysis.mask import (
+    Mask,
     check_user_mask,
     density_percentile,
     mask_from_claims,
-    masked_voxels,
     threshold_of,
-    to_volume,
-    weigh,
 )
 from scapedist.errors import InputError
 
@@ -137,13 +135,13 @@ def test_a_users_mask_that_is_none(mask, message):
 def test_voxels_come_in_z_y_x_order_and_go_back(volumes):
     mask = np.zeros((BOX,) * 3, np.float32)
     mask[3, 4, 5] = mask[3, 4, 6] = mask[3, 5, 0] = mask[7, 0, 0] = 1
-    rows = masked_voxels(volumes, mask)
+    rows = Mask.of(mask).rows_of(volumes)
     assert rows.dtype == np.float32
     assert rows.flags.c_contiguous
     for volume, row in zip(volumes, rows, strict=True):
         order = [volume[3, 4, 5], volume[3, 4, 6], volume[3, 5, 0], volume[7, 0, 0]]
         np.testing.assert_array_equal(row, order)
-    back = to_volume(rows, mask)
+    back = Mask.of(mask).volumes_of(rows)
     np.testing.assert_array_equal(back, volumes * mask)
 
 
@@ -153,7 +151,7 @@ def test_cryodrgns_habits(volumes, clip, soft):
     """analyze_landscape: volumes are multiplied by the mask, then clipped at zero."""
     rng = np.random.default_rng(1)
     mask = np.maximum(rng.uniform(-1, 1, (BOX,) * 3), 0).astype(np.float32)
-    rows = masked_voxels(volumes, mask, clip, soft)
+    rows = Mask.of(mask, clip, soft).rows_of(volumes)
     expected = volumes * mask if soft else volumes
     expected = np.maximum(expected, 0) if clip else expected
     np.testing.assert_array_equal(rows, expected[:, mask > 0])
@@ -167,11 +165,11 @@ def test_stored_rows_are_weighed_as_volumes_are(volumes):
     before = stored.copy()
     for clip in (False, True):
         for soft in (False, True):
-            found = weigh(stored, mask[mask > 0] if soft else None, clip)
-            np.testing.assert_array_equal(found, masked_voxels(volumes, mask, clip, soft))
+            taken = Mask.of(mask, clip, soft)
+            np.testing.assert_array_equal(taken.weigh(stored), taken.rows_of(volumes))
     np.testing.assert_array_equal(stored, before)
 
 
 def test_half_precision_rows_become_float32(volumes):
     mask = np.ones((BOX,) * 3, np.float32)
-    assert masked_voxels(volumes.astype(np.float16), mask).dtype == np.float32
+    assert Mask.of(mask).rows_of(volumes.astype(np.float16)).dtype == np.float32

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from scapedist.model.safe_pickle import load_pickles
+from scapedist.files.safe_pickle import load_pickles
 
 N_PARTICLES, ZDIM, BOX_SIZE, PIXEL_SIZE = 20_000, 8, 48, 2.5
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scapedist.analysis import particles as maths
+from scapedist.analysis import placing as maths
 from scapedist.analysis.sketch import Sketch, grow_sketch
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from scapedist.files.mrc import read_map
 from scapedist.landscape import Run
-from scapedist.landscape.pilot import NOTABLE, pilot_rows
-from scapedist.output.maps import read_map
+from scapedist.stages.masked_store import NOTABLE, pilot_rows
 
 BOX = 16
 

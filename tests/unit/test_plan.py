@@ -10,6 +10,7 @@ from scapedist.plan import (
     BLOCK_BYTES,
     GIB,
     TILE_BYTES,
+    Budget,
     DecodePlan,
     batches,
     block_rows,
@@ -43,8 +44,8 @@ def test_without_a_limit_batches_have_the_usual_size():
 
 def test_a_limit_makes_batches_smaller():
     need = worker_bytes(3, 128, 549_000, 3_300_000, 0)
-    assert plan(memory_limit=need).batch_size == 3
-    assert plan(memory_limit=need - 1).batch_size == 2
+    assert plan(budget=Budget(need)).batch_size == 3
+    assert plan(budget=Budget(need - 1)).batch_size == 2
 
 
 def test_disk_is_what_is_stored():
@@ -57,18 +58,18 @@ def test_disk_is_what_is_stored():
 def test_a_batch_that_does_not_fit_names_one_that_does():
     need = worker_bytes(5, 128, 549_000, 3_300_000, 0)
     with pytest.raises(ResourceError, match=r"Decoding 64 volume\(s\) of 128\^3") as caught:
-        plan(batch_size=64, memory_limit=need)
+        plan(batch_size=64, budget=Budget(need))
     named = int(re.findall(r"--batch-size (\d+) or less", str(caught.value))[0])
     assert named == 5
-    assert plan(batch_size=named, memory_limit=need).batch_size == 5
+    assert plan(batch_size=named, budget=Budget(need)).batch_size == 5
 
 
 @pytest.mark.parametrize("n_weights", [1_000, 3_300_000, 20_000_000])
 def test_a_limit_that_is_too_small_names_one_that_suffices(n_weights):
     with pytest.raises(ResourceError, match="Decoding 1 volume") as caught:
-        plan(memory_limit=100 * 2**20, n_weights=n_weights)
+        plan(budget=Budget(100 * 2**20), n_weights=n_weights)
     named = parse_bytes(re.findall(r"--memory-limit (\S+) or more", str(caught.value))[0])
-    made = plan(memory_limit=named, n_weights=n_weights)
+    made = plan(budget=Budget(named), n_weights=n_weights)
     assert made.batch_size == 1
     assert named < made.worker_bytes + 2**20  # and asks for no more than it must
 
@@ -76,16 +77,16 @@ def test_a_limit_that_is_too_small_names_one_that_suffices(n_weights):
 def test_block_rows():
     assert block_rows(162_210) * 162_210 * 8 <= BLOCK_BYTES["cpu"]
     assert (block_rows(162_210) + 1) * 162_210 * 8 > BLOCK_BYTES["cpu"]
-    assert block_rows(162_210, 4 * GIB) > block_rows(162_210, GIB) > 1
-    assert block_rows(10**9, 2**20) == 1  # one row at least
+    assert block_rows(162_210, Budget(4 * GIB)) > block_rows(162_210, Budget(GIB)) > 1
+    assert block_rows(10**9, Budget(2**20)) == 1  # one row at least
     assert block_rows(0) >= 1
 
 
 def test_a_tile_of_the_gram_matrix_stays_small():
     """However few voxels there are: workers send tiles, and some wait to be put in place."""
     for device, n_bytes in TILE_BYTES.items():
-        assert 0.99 * n_bytes < 8 * block_rows(10, None, device) ** 2 <= n_bytes
-        assert 8 * block_rows(10, 64 * GIB, device) ** 2 <= n_bytes
+        assert 0.99 * n_bytes < 8 * block_rows(10, device=device) ** 2 <= n_bytes
+        assert 8 * block_rows(10, Budget(64 * GIB), device) ** 2 <= n_bytes
 
 
 def test_disk_is_checked():
@@ -128,4 +129,4 @@ def test_a_gpu_takes_more_at_a_time():
     assert made.batch_size == BATCH_VOLUMES["cuda"]
     # host memory holds a volume at a time, not the batch
     assert made.worker_bytes == worker_bytes(1, 128, 549_000, 3_300_000, 0)
-    assert block_rows(162_210, None, "cuda") > 10 * block_rows(162_210)
+    assert block_rows(162_210, device="cuda") > 10 * block_rows(162_210)

@@ -16,10 +16,10 @@ from PIL import Image
 
 from scapedist import backend
 from scapedist.errors import InputError, RunError
-from scapedist.output import images, plots
-from scapedist.output.digest import principal_axes, read_digest, read_traversals, sample_of_states
-from scapedist.output.mosaics import thumbnail
-from scapedist.output.report import write_report
+from scapedist.report import images, plots
+from scapedist.report.digest import principal_axes, read_digest, read_traversals, sample_of_states
+from scapedist.report.mosaics import thumbnail
+from scapedist.report.report import write_report
 
 D, N, N_PARTICLES, M, R = 16, 30, 600, 4, 6
 SECTIONS = [

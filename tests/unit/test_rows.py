@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from scapedist.landscape import rows as reading
-from scapedist.landscape.rows import StoredRows, forget_rows
-from scapedist.store import GROUP, RunStore, write_row
+from scapedist.stages import stored_rows as reading
+from scapedist.stages.stored_rows import StoredRows, forget_rows
+from scapedist.store import RunStore, write_row
 
 N, P = 12, 20
 
@@ -31,7 +31,7 @@ def store(tmp_path):
 
 def reader(store, name="volumes/masked", members=None, **options):
     members = np.arange(N) if members is None else members
-    return StoredRows(str(store.directory / GROUP), name, members, **options)
+    return StoredRows(store.reader, name, members, **options)
 
 
 @pytest.mark.parametrize("name", ["volumes/0", "volumes/masked"])

@@ -10,11 +10,11 @@ import xarray
 
 from scapedist import open_model
 from scapedist.errors import InputError, RunError
+from scapedist.files.safe_pickle import load_pickle
 from scapedist.landscape import Run, analyze
 from scapedist.landscape.cost import cost_of_run
 from scapedist.landscape.decode import decode_to_maps
-from scapedist.landscape.inspect import describe, verify
-from scapedist.model.safe_pickle import load_pickle
+from scapedist.landscape.verify import describe, verify
 from scapedist.workers import one_thread
 
 N, BOX, STATES = 24, 16, 5

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from scapedist.errors import InputError
-from scapedist.model.safe_pickle import load_pickle, load_pickles
+from scapedist.files.safe_pickle import load_pickle, load_pickles
 
 
 class Payload:

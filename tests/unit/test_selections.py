@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scapedist.errors import InputError
-from scapedist.output.selections import read_indices, write_state_particles
+from scapedist.files.particle_lists import read_indices, write_state_particles
 
 N_PARTICLES = 10
 

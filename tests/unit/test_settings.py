@@ -7,7 +7,8 @@ import pytest
 
 from scapedist.errors import InputError
 from scapedist.settings import (
-    STAGE_SETTINGS,
+    BESIDE,
+    STAGES,
     GenerateSettings,
     MaskSettings,
     PcaSettings,
@@ -15,8 +16,8 @@ from scapedist.settings import (
     by_stage,
     changed,
     from_record,
+    writer_of,
 )
-from scapedist.store import STAGES
 
 
 def test_what_is_not_given_stays():
@@ -38,7 +39,7 @@ def test_an_unknown_setting_is_named():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_record_gives_the_settings_back(stage):
-    kind = STAGE_SETTINGS[stage]
+    kind = STAGES[stage].settings
     settings = kind()
     if stage == "pca":
         settings = PcaSettings(components=3, exclude_states=(1, 4))
@@ -69,5 +70,34 @@ def test_an_option_of_no_stage_is_named():
         by_stage({"colour": "red", "size": 3})
 
 
-def test_every_stage_has_settings():
-    assert tuple(STAGE_SETTINGS) == STAGES
+def test_stages_come_one_after_the_other():
+    before = ""
+    for name, stage in STAGES.items():
+        assert stage.name == name
+        assert stage.after == before
+        before = name
+    assert {stage.after for stage in BESIDE.values()} <= set(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("array", "writer"),
+    [
+        ("sketch/particle", "sketch"),
+        ("sketch/quality/group", "sketch"),
+        ("sketch/quality/distance", "mask"),
+        ("sketch/coordinates", "pca"),
+        ("volumes/0", "generate"),
+        ("mask_claims", "mask"),
+        ("components/vectors", "pca"),
+        ("states/label", "states"),
+        ("embedding/exact/residual", "embedding"),
+        ("axes/mean", "missed"),
+        ("particles/state", "particles"),
+    ],
+)
+def test_who_writes_an_array(array, writer):
+    assert writer_of(array).name == writer
+
+
+def test_the_latents_are_written_with_the_run():
+    assert writer_of("latents") is None

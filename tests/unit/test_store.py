@@ -14,7 +14,9 @@ import zarr
 
 import scapedist
 from scapedist.errors import ResourceError, RunError
-from scapedist.store import GROUP, STAGES, RunStore, disk_errors, read_rows, write_row, write_text
+from scapedist.files.aside import disk_errors, write_text
+from scapedist.settings import STAGES
+from scapedist.store import GROUP, RunStore, read_rows, write_row
 
 
 @pytest.fixture
@@ -233,7 +235,7 @@ def test_a_stage_begun_withdraws_what_follows_and_keeps_data(store, name):
     store.write_source({"epoch": 14})
     store.begin_stage(name, {"size": 12})
     again = RunStore(store.directory)
-    assert tuple(again.stages) == STAGES[: STAGES.index(name)]
+    assert tuple(again.stages) == tuple(STAGES)[: list(STAGES).index(name)]
     assert again.last_settings(name) == {"settings": {"size": 12}}
     assert again.source == {"epoch": 14}
     np.testing.assert_array_equal(again.read("mask"), 1)

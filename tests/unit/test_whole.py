@@ -9,12 +9,12 @@ from random_model import copy_with_particles
 from scipy.linalg import subspace_angles
 
 from scapedist.errors import ResourceError, RunError
-from scapedist.landscape import Run, whole
-from scapedist.landscape.analyse import included_volumes
-from scapedist.landscape.generate import source_of_particles
-from scapedist.landscape.projection import Projection, masked_batch
-from scapedist.output.maps import read_map
-from scapedist.settings import GenerateSettings, PcaSettings, from_record
+from scapedist.files.mrc import read_map
+from scapedist.landscape import Run
+from scapedist.settings import PcaSettings
+from scapedist.stages import components_of_all as whole
+from scapedist.stages.components import included_volumes
+from scapedist.stages.decoded_rows import masked_batch
 from scapedist.workers import Serial, open_workers
 
 N = 120
@@ -38,9 +38,7 @@ def run(base, tmp_path):
 
 def every_volume(run):
     """Masked voxels (n, p) float64 of all particles."""
-    settings = from_record(GenerateSettings, run.store.stages["generate"])
-    projection = Projection(source_of_particles(run, settings), False, False)
-    return masked_batch(projection, run.store.read("latents")).astype(np.float64)
+    return masked_batch(run.embedder().projection, run.store.read("latents")).astype(np.float64)
 
 
 def test_components_are_those_of_all_decoded_volumes(run):
@@ -146,7 +144,8 @@ def test_what_was_kept_of_other_settings_is_not_used(run):
 def test_a_plan_that_does_not_fit_is_refused(run):
     with pytest.raises(ResourceError, match="--memory-limit"):
         run.pca(Serial(memory_limit=2**20), all_particles=True)
-    plan = whole.plan_whole(run, PcaSettings(components=4), Serial(), included_volumes(run, ()))
+    source, included = run.embedder().projection.source, included_volumes(run.store, ())
+    plan = whole.plan_whole(run.store, PcaSettings(components=4), source, Serial(), included)
     assert len(plan.particles) == N
     assert plan.disk_bytes > 0
 

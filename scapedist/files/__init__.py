@@ -1,0 +1,1 @@
+"""Formats that people bring and take: each read safely and written whole."""

@@ -1,0 +1,136 @@
+"""How fast this machine is at the parts of a run, from a few seconds' measurement."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scapedist import backend
+from scapedist.analysis.mask import density_percentile, mask_from_claims, threshold_of
+from scapedist.model.field import Field
+from scapedist.model.workdir import Model
+from scapedist.settings import MaskSettings
+from scapedist.workers import one_thread
+
+PILOT_SECONDS = 1.5
+"""Seconds spent estimating the mask's size."""
+UNKNOWN_MASK = 0.1
+"""Assumed mask fraction when a pilot is too slow."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine does in a second, on one thread.
+
+    Attributes
+    ----------
+    products_per_second
+        Multiplications and additions in float64, of large matrices.
+    read_bytes_per_second
+        Of volumes, checksums included, while the disk's cache holds them.
+    """
+
+    products_per_second: float
+    read_bytes_per_second: float
+
+    @classmethod
+    def measured(cls) -> Rates:
+        """Measured now, in a second."""
+        block = np.zeros(2**24, np.uint8)
+        with backend.one_numpy_thread():
+            products = _products_per_second()
+            read = seconds_of(lambda: (zlib.adler32(block.data), block.copy()), 0.3)
+        return cls(products, len(block) / read)
+
+
+class Measured:
+    """What this machine takes for the parts of a run, from a few seconds' work."""
+
+    def __init__(self, model: Model, dtype: str, box_size: int, n: int, mask: MaskSettings) -> None:
+        self._latents, self.volume_bytes = model.latents, 4 * box_size**3
+        self.start_seconds = _seconds_since_start()
+        values = Field(model.decoder, dtype=dtype)
+        lattice = values.lattice(box_size)
+        self.n_frequencies, self.hidden_size = lattice.n_points, model.decoder.hidden_size
+        with one_thread():
+            points = np.ascontiguousarray(lattice.coordinates[: 8 * values.block_rows()])
+            share = len(points) / lattice.n_points
+            one = partial(values.coefficients, model.latents[:1], points)
+            self.field_seconds = seconds_of(one, 1.0) / share
+            volume = np.random.default_rng(0).random((box_size,) * 3, np.float32)
+            self._finish = seconds_of(lambda: _finish(volume), 0.3)
+            self.seconds_a_volume = self.field_seconds + self._finish
+            pixel_size = (model.pixel_size_angstroms or 1.0) * model.box_size / box_size
+            self.n_voxels = self._mask_of_a_pilot(values, box_size, n, pixel_size, mask)
+            self.read_seconds = seconds_of(lambda: _read(volume), 0.2)
+            self.product_rate = _products_per_second()
+
+    def _mask_of_a_pilot(
+        self, values: Field, box_size: int, n: int, pixel_size: float, mask: MaskSettings
+    ) -> int:
+        """About how many voxels the mask of n volumes will have."""
+        n_pilot = min(int(PILOT_SECONDS / self.seconds_a_volume), 32, n)
+        if n_pilot < 2:
+            return int(UNKNOWN_MASK * box_size**3)
+        rows = np.linspace(0, len(self._latents) - 1, n_pilot).astype(int)
+        decoded = values.volumes(self._latents[rows], box_size)
+        volumes = np.stack([backend.as_array(volume.float()).copy() for volume in decoded])
+        threshold = mask.threshold
+        if threshold is None:
+            threshold = threshold_of(np.array([density_percentile(each) for each in volumes]))
+        claims = (volumes >= threshold).sum(0, dtype=np.int32)
+        rules = (mask.dilate, mask.cosine_edge, mask.min_fraction)
+        return int((mask_from_claims(claims, n_pilot, pixel_size, *rules) > 0).sum())
+
+    def product_seconds(self, products: float) -> float:
+        """Of so many multiplications and additions in float64, on one thread."""
+        return products / self.product_rate
+
+
+def _finish(volume: np.ndarray) -> None:
+    """About what is done with a volume beside evaluating its field."""
+    import torch
+
+    torch.fft.irfftn(torch.fft.rfftn(torch.from_numpy(volume)))
+    density_percentile(volume)
+    volume.tobytes()
+
+
+def _products_per_second() -> float:
+    """Multiplications and additions in float64, of large matrices."""
+    left, right = np.random.default_rng(1).random((2, 400, 4000))  # numpy halves those of one
+    return 400 * 400 * 4000 / seconds_of(lambda: left @ right.T, 0.3)
+
+
+def _read(volume: np.ndarray) -> None:
+    """About what reading a volume and looking at it takes."""
+    zlib.adler32(volume.data)
+    np.count_nonzero(volume.copy() >= 0.5)
+
+
+def seconds_of(call: Callable[[], Any], at_least: float) -> float:
+    """Of one call, from as many as take some time; the first is not counted."""
+    call()
+    started, n = time.perf_counter(), 0
+    while n == 0 or time.perf_counter() - started < at_least:
+        call()
+        n += 1
+    return (time.perf_counter() - started) / n
+
+
+def _seconds_since_start() -> float:
+    """Since this process began, where the system tells."""
+    try:
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        return up - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 2.0

@@ -1,0 +1,1 @@
+"""Every particle of the data: exact, reduced, guessed, placed, missed, compared."""

@@ -1,0 +1,1 @@
+"""What makes volumes: a model's decoder, or maps on disk."""

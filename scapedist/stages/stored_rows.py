@@ -1,0 +1,151 @@
+"""The volumes that a run has stored, and their masked voxels, as any process reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from scapedist import backend
+from scapedist.analysis.mask import Mask
+from scapedist.plan import batches
+from scapedist.settings import PcaSettings
+from scapedist.store import Reader, RunStore, read_rows
+from scapedist.workers.held import Held
+
+FULL, MASKED, PILOT, QUALITY = "volumes/0", "volumes/masked", "volumes/pilot", "volumes/quality"
+"""Arrays of volumes: the sketch's, whole or inside a mask; those a mask is made from; a check's."""
+READ_BYTES = 16 * 2**20
+"""Volumes are read in blocks of about this size."""
+LEAST_BLOCKS = 2
+"""Blocks that a process keeps in any case: those of the tile it computes."""
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Reads masked voxels; where it is called, blocks of the volumes that are analysed.
+
+    Attributes
+    ----------
+    reader
+        Of the run.
+    main
+        The array of the sketch's volumes: ``volumes/0`` or ``volumes/masked``.
+    members : (n,) int64
+        Its rows that are analysed.
+    clip_negative, soft_mask
+        As in the settings of the components.
+    device
+        Where blocks go: ``cpu`` or ``cuda``.
+    kept_bytes
+        Size of the blocks read last that a process keeps.
+    token
+        Tells these rows from others.
+    """
+
+    reader: Reader
+    main: str
+    members: np.ndarray
+    clip_negative: bool = False
+    soft_mask: bool = False
+    device: str = "cpu"
+    kept_bytes: int = 0
+    token: str = field(default_factory=lambda: uuid4().hex)
+
+    def __call__(self, start: int, stop: int) -> Any:
+        """Rows start..stop of the members, (stop - start, n_voxels) float32, on the device."""
+        blocks = _kept(self).blocks
+        if (start, stop) not in blocks:
+            held = 4 * self.n_voxels * (stop - start + sum(b - a for a, b in blocks))
+            while len(blocks) >= LEAST_BLOCKS and held > self.kept_bytes:
+                a, b = next(iter(blocks))
+                held -= 4 * self.n_voxels * (b - a)
+                del blocks[a, b]
+            found = self.of(self.main, self.members[start:stop])
+            blocks[start, stop] = backend.to_device(found, self.device)
+        blocks[start, stop] = blocks.pop((start, stop))  # the last one used is the last to go
+        return blocks[start, stop]
+
+    def of(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Masked voxels (m, n_voxels) float32 of rows (m,) of an array."""
+        array, mask = self.reader.array(name), _kept(self).mask
+        weighed = mask.factor is not None or mask.clip_negative
+        if array.ndim == 2 and array.dtype == np.float32 and not weighed:
+            return read_rows(array, rows)
+        result = np.empty((len(rows), mask.n_voxels), np.float32)
+        size = max(1, READ_BYTES // int(np.prod(array.shape[1:]) * 4))
+        for start, stop in batches(len(rows), size):
+            part = rows[start:stop]
+            whole = slice(int(part[0]), int(part[-1]) + 1)
+            consecutive = whole.stop - whole.start == len(part)
+            block = read_rows(array, whole if consecutive else part)
+            result[start:stop] = mask.rows_of(block) if block.ndim > 2 else mask.weigh(block)
+        return result
+
+    @property
+    def n_voxels(self) -> int:
+        """Voxels in the mask."""
+        return _kept(self).mask.n_voxels
+
+
+class _Kept:
+    """What a process keeps of the rows that it read last."""
+
+    def __init__(self, rows: StoredRows) -> None:
+        self.mask = Mask.of(rows.reader.read("mask"), rows.clip_negative, rows.soft_mask)
+        self.blocks: dict[tuple[int, int], Any] = {}
+
+
+_kept = Held(_Kept)
+
+
+def forget_rows() -> None:
+    """Free what this process keeps of volumes that were read."""
+    _kept.forget()
+
+
+def stored_rows(
+    store: RunStore,
+    fitted: PcaSettings,
+    members: np.ndarray | None = None,
+    device: str = "cpu",
+    kept: int = 0,
+) -> StoredRows:
+    """Masked voxels of a run's volumes, as components of some settings take them."""
+    main = MASKED if MASKED in store else FULL
+    return StoredRows(
+        reader=store.reader,
+        main=main,
+        members=np.arange(store.array(main).shape[0]) if members is None else members,
+        clip_negative=fitted.clip_negative,
+        soft_mask=fitted.soft_mask,
+        device=device,
+        kept_bytes=kept,
+    )
+
+
+def sketch_voxels(store: RunStore, fitted: PcaSettings, rows: np.ndarray) -> np.ndarray:
+    """Masked voxels (m, n_voxels) float32 of sketch volumes, as the components were fitted to."""
+    reader = stored_rows(store, fitted)
+    return reader.of(reader.main, rows)
+
+
+def volume_of(store: RunStore, row: int) -> np.ndarray:
+    """A sketch volume (d, d, d) float32; zero outside the mask where only that is stored."""
+    if FULL in store:
+        return read_rows(store.array(FULL), slice(row, row + 1))[0].astype(np.float32)
+    voxels = read_rows(store.array(MASKED), slice(row, row + 1))
+    return Mask.of(store.read("mask")).volumes_of(voxels)[0]
+
+
+def volume_blocks(store: RunStore, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Blocks (m, d, d, d) of the sketch volumes of some rows (n,)."""
+    weights, masked = store.read("mask"), MASKED in store
+    array, mask = store.array(MASKED if masked else FULL), Mask.of(weights)
+    size = max(1, READ_BYTES // (4 * weights.size))
+    for start, stop in batches(len(rows), size):
+        block = read_rows(array, rows[start:stop])
+        yield mask.volumes_of(block) if masked else block
