@@ -2,14 +2,14 @@
 
     python tests/same_run.py BEFORE AFTER
 
-prints what differs and what only one has; it exits with 1 where anything does. Records lose what
-says when, how fast, by how many workers and with which versions something was made; a page loses its
-times; rows that workers hand back in any order are sorted.
+prints what differs and what only one has; it exits with 1 where anything does. Records and pages
+lose what says when, how fast, by how many workers and with which versions something was made; rows
+that workers hand back in any order are sorted.
 
     python tests/same_run.py RUN
 
-prints how a run is laid out: fingerprints, arrays and files, which another version must find as they
-were.
+prints how a run is laid out: fingerprints, arrays and files, which another version must find as
+they were.
 """
 
 import hashlib

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,29 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scapedist.analysis import gram
+from scapedist.analysis.mask import Mask
 from scapedist.errors import RunError
 from scapedist.report.images import View, view_of_mask
+from scapedist.settings import writer_of
 
 if TYPE_CHECKING:
     import zarr
 
-_NEEDED = {
-    "sketch": ("latents", "sketch/particle", "sketch/assignment", "sketch/occupancy"),
-    "mask": ("mask",),
-    "pca": (
-        "sketch/coordinates",
-        "components/mean",
-        "components/vectors",
-        "components/variance_ratio",
-    ),
-    "states": (
-        "states/label",
-        "states/n_volumes",
-        "states/n_particles",
-        "states/medoid",
-        "states/mean",
-    ),
-}
+_NEEDED = (
+    "latents",
+    "sketch/particle",
+    "sketch/assignment",
+    "sketch/occupancy",
+    "mask",
+    "sketch/coordinates",
+    "components/mean",
+    "components/vectors",
+    "components/variance_ratio",
+    "states/label",
+    "states/n_volumes",
+    "states/n_particles",
+    "states/medoid",
+    "states/mean",
+)
+"""Arrays without which there is no report, in the order of the stages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,11 @@ class Digest:
         """None where it is unknown."""
         return self.source.get("pixel_size_angstroms") or None
 
+    @functools.cached_property
+    def inside(self) -> Mask:
+        """The mask's voxels."""
+        return Mask.of(self.mask)
+
     @property
     def whole_box(self) -> View:
         """The view of everything, with the same slices as ``view``."""
@@ -121,13 +129,14 @@ def read_digest(group: zarr.Group) -> Digest:
     RunError
         Where the run lacks an array that the report needs.
     """
-    for stage, names in _NEEDED.items():
-        for name in names:
-            if name not in group:
-                raise RunError(
-                    f"A report needs all stages up to the states. This run has no {name}, which "
-                    f"the stage {stage} writes. Run that stage and those after it first."
-                )
+    for name in _NEEDED:
+        if name not in group:
+            stage = writer_of(name)
+            raise RunError(
+                f"A report needs all stages up to the states. This run has no {name}, which "
+                f"the stage {stage.name if stage else 'sketch'} writes. Run that stage and those "
+                "after it first."
+            )
 
     def read(name: str) -> NDArray:
         values: Any = group[name]
@@ -209,11 +218,11 @@ def read_traversals(digest: Digest, max_components: int, max_points: int) -> lis
     position, volume = position[:, points.astype(int)], volume[:, points.astype(int)]
     vectors = digest.array("components/vectors")[: len(position)]
 
-    mean = _pictures(digest.view, _in_mask(digest.mask, digest.array("components/mean")[...]))
+    mean = _pictures(digest.view, _in_mask(digest.inside, digest.array("components/mean")[...]))
     real = {i: _pictures(digest.view, one) for i, one in _real_volumes(digest, np.unique(volume))}
     traversals = []
     for k in range(len(position)):
-        vector = _pictures(digest.view, _in_mask(digest.mask, vectors[k]))
+        vector = _pictures(digest.view, _in_mask(digest.inside, vectors[k]))
         direction = {kind: int(np.argmax(vector[kind].var((1, 2)))) for kind in vector}
         traversals.append(
             Traversal(
@@ -238,17 +247,14 @@ def _pictures(view: View, volume: NDArray) -> dict[str, NDArray]:
     return {"projections": view.projections(volume), "slices": view.slices(volume)}
 
 
-def _in_mask(mask: NDArray, values: NDArray) -> NDArray[np.float32]:
+def _in_mask(mask: Mask, values: NDArray) -> NDArray[np.float32]:
     """Put (p,) values of the mask's voxels where they belong, zero elsewhere: (d, d, d)."""
-    inside = mask > 0
-    if np.count_nonzero(inside) != values.size:
+    if mask.n_voxels != values.size:
         raise RunError(
-            f"Components live on the mask's voxels. The mask has {np.count_nonzero(inside)}, "
+            f"Components live on the mask's voxels. The mask has {mask.n_voxels}, "
             f"the components {values.size}. Run the stage pca again."
         )
-    volume = np.zeros(mask.shape, np.float32)
-    volume[inside] = values
-    return volume
+    return mask.volumes_of(values[None])[0]
 
 
 def _real_volumes(digest: Digest, indices: NDArray) -> Iterator[tuple[int, NDArray]]:
@@ -257,7 +263,7 @@ def _real_volumes(digest: Digest, indices: NDArray) -> Iterator[tuple[int, NDArr
     inside = digest.mask > 0
     for index in indices.tolist():
         if masked is not None:
-            yield index, _in_mask(digest.mask, masked[index])
+            yield index, _in_mask(digest.inside, masked[index])
         else:
             yield index, full[index] * inside
 

@@ -192,7 +192,7 @@ def mask(digest: Digest, drawn: Plots) -> Html:
         sentence = "The mask was given, so that there are no volumes' claims to show."
     if digest.mask.min() < digest.mask.max() and np.any((digest.mask > 0) & (digest.mask < 1)):
         rows.append(Strip(images.grey(box.slices(digest.mask), (0, 1)), "weight"))
-    n_voxels = int(np.count_nonzero(digest.mask > 0))
+    n_voxels = digest.inside.n_voxels
     share = n_voxels / digest.mask.size
     png = mosaics.strips(rows, bar, outlines=outlines, cell=230)
     return section(

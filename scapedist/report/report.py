@@ -111,7 +111,7 @@ def _summary(digest: Digest, title: str) -> Html:
         ("states", f"{digest.n_states:,}"),
         ("box", f"{box}³ voxels"),
         ("pixel size", f"{pixel:.4g} Å" if pixel else "unknown"),
-        ("in the mask", f"{np.count_nonzero(digest.mask > 0):,} voxels"),
+        ("in the mask", f"{digest.inside.n_voxels:,} voxels"),
         (f"of variance in {len(shares)} components", percent(shares.sum())),
     ]
     n_none = int(np.count_nonzero(digest.label < 0))

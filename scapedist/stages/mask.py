@@ -35,9 +35,10 @@ def choose_voxels(
         weights = make_mask(store, store.array(FULL), percentiles, settings, begin, progress)
     write_map(store.directory / "maps" / "mask.mrc", weights, store.source["pixel_size_angstroms"])
     _measure_quality(store)
+    n_voxels = masks.Mask.of(weights).n_voxels
     return {
-        "voxels": int((weights > 0).sum()),
-        "fraction": float((weights > 0).mean()),
+        "voxels": n_voxels,
+        "fraction": n_voxels / weights.size,
         "threshold": store.array("mask").attrs.get("threshold"),
     }
 
