@@ -36,7 +36,13 @@ from scapedist.plan import (
     plan_components,
     plan_linkage,
 )
-from scapedist.settings import STAGE_SETTINGS, MaskSettings, changed
+from scapedist.settings import (
+    STAGE_SETTINGS,
+    MaskSettings,
+    changed,
+    check_embedding,
+    check_together,
+)
 from scapedist.workers import available_cores, one_thread
 from scapedist.workers.serial import MEMORY_SHARE, available_memory
 
@@ -167,14 +173,16 @@ def cost_of_run(
     n_workers: int | None = None,
     memory_limit: int | None = None,
     chosen: dict[str, dict[str, Any]] | None = None,
-    embedding: str = "reduced",
+    embedding: str | None = None,
 ) -> Cost:
     """Project a run's cost; next to nothing is decoded.
 
     Parameters
     ----------
-    workdir, epoch, output, n_workers, memory_limit, embedding
+    workdir, epoch, output, n_workers, memory_limit
         As for :func:`scapedist.landscape.analyze`.
+    embedding
+        As there; None for ``reduced``.
     chosen
         Options by stage, as :func:`scapedist.settings.by_stage` sorts them.
 
@@ -185,7 +193,10 @@ def cost_of_run(
     ResourceError
         Where memory or disk does not suffice, with what would.
     """
-    model, given = open_model(workdir, epoch), chosen or {}
+    given, embedding = chosen or {}, embedding or "reduced"
+    check_together(given)
+    check_embedding(embedding, None, False, False)
+    model = open_model(workdir, epoch)
     options = {name: changed(kind(), given.get(name, {})) for name, kind in STAGE_SETTINGS.items()}
     sketch, generate = options["sketch"], options["generate"]
     if sketch.size > len(model.latents):

@@ -152,8 +152,9 @@ except SystemExit as end:
 @pytest.mark.parametrize(
     "code", ["import scapedist", "import scapedist.cli", f"import scapedist.cli, sys{HELP}"]
 )
-def test_help_needs_no_torch(code):
-    early = "import sys; print(sorted({'torch', 'zarr', 'distributed'} & set(sys.modules)))"
+def test_help_needs_no_heavy_import(code):
+    heavy = "{'torch', 'zarr', 'distributed', 'numpy', 'scipy', 'sklearn'}"
+    early = f"import sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\n{early}"], capture_output=True, text=True, cwd=ROOT.parent
     )

@@ -1,0 +1,101 @@
+"""Options of the commands are those that the settings declare."""
+
+import pytest
+from typer.main import get_command
+
+from scapedist import cli
+from scapedist.settings import (
+    STAGE_SETTINGS,
+    EmbedSettings,
+    JobOptions,
+    PopulationSettings,
+    WorkerOptions,
+    options_of,
+)
+
+COMMANDS = get_command(cli.app).commands
+DECLARED = [
+    option
+    for kind in [*STAGE_SETTINGS.values(), EmbedSettings, PopulationSettings]
+    + [JobOptions, WorkerOptions]
+    for option in options_of(kind).values()
+    if option.flag
+]
+OF_ONE_COMMAND = {
+    "decode": {"--latents", "--output", "--box-size"},  # any box, not that of a sketch
+    "embed": {"--latents", "--output", "--grow-sketch"},
+    "crosscheck": {"--sample", "--seed"},  # of the sample
+    "verify": {"--sample"},
+    "run": {"--output"},
+    "demo": {"--output"},
+    "sketch": {"--output"},
+    "plan": {"--output"},
+}
+"""What is no setting: where results go, and what nothing else takes."""
+NOT_OF_A_RUN = {
+    "--all-particles": "decodes every particle several times: it is asked for by itself",
+    "--solver": "left out",
+}
+
+
+def options(command: str) -> dict[str, object]:
+    """The options of a command, by their first flag."""
+    params = COMMANDS[command].params
+    return {p.opts[0]: p for p in params if p.param_type_name == "option" and p.name != "help"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_come_from_the_declarations(command):
+    texts = {(option.flag.partition("/")[0], option.help) for option in DECLARED}
+    for flag, param in options(command).items():
+        if flag not in OF_ONE_COMMAND.get(command, ()):
+            assert (flag, param.help.partition(" [default")[0]) in texts, f"{command} {flag}"
+
+
+@pytest.mark.parametrize("command", OF_ONE_COMMAND)
+def test_what_only_one_command_takes_is_there(command):
+    assert OF_ONE_COMMAND[command] <= set(options(command))
+
+
+def test_a_run_takes_every_option_of_its_stages():
+    declared = {
+        o.flag.partition("/")[0] for k in STAGE_SETTINGS.values() for o in options_of(k).values()
+    }
+    assert declared - {""} - set(options("run")) == set(NOT_OF_A_RUN)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_not_given_is_none(command):
+    """So that the setting of the last run stays."""
+    for flag, param in options(command).items():
+        if flag not in OF_ONE_COMMAND.get(command, ()):
+            bare = param.is_flag and not param.secondary_opts
+            assert param.default is (False if bare else None), flag
+
+
+def test_values_come_by_the_names_of_settings(monkeypatch, tmp_path):
+    found = {}
+
+    def analyze(*where, **options):
+        found.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scapedist.landscape.analyze", analyze)
+    given = ["--sketch-size", "7", "--no-flip", "--exclude-states", "3,7", "--workers", "2"]
+    given += ["--memory-limit", "2KiB", "--embed", "none"]
+    with pytest.raises(SystemExit):
+        cli.app(["run", str(tmp_path), "3", "--output", str(tmp_path), *given])
+    there = {name: found[name] for name in found if found[name] not in (None, False)}
+    assert there == {
+        "size": 7, "exclude_states": (3, 7), "n_workers": 2, "memory_limit": 2048,
+        "embedding": "none", "progress": there["progress"], "on_workers": there["on_workers"],
+    }  # fmt: skip
+    assert found["flip"] is False
+    assert found["invert"] is None
+
+
+def test_states_that_are_no_numbers(capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        cli.app(["pca", str(tmp_path), "--exclude-states", "3;7"])
+    assert end.value.code == 2
+    assert "states are numbers with commas, as 3,7; it is '3;7'" in capsys.readouterr().err
