@@ -23,7 +23,7 @@ from scapedist.landscape.rows import READ_BYTES, StoredRows, forget_rows
 from scapedist.landscape.whole import whole_subspace
 from scapedist.output.maps import read_map, write_map
 from scapedist.plan import ComponentsPlan, batches, kept_bytes, plan_components
-from scapedist.settings import MaskSettings, PcaSettings
+from scapedist.settings import MaskSettings, PcaSettings, from_record
 from scapedist.store import BUILT_ON, GROUP, read_rows
 from scapedist.workers import Workers
 
@@ -100,8 +100,7 @@ def make_mask(
 def _check_masked_store(run: Recorded, settings: MaskSettings) -> np.ndarray:
     """The mask that a masked store was made with; no other can be had from it."""
     made_with = run.store.stages["generate"]["results"]["mask"]
-    asked = MaskSettings(**made_with)
-    if asked != settings:
+    if from_record(MaskSettings, {"settings": made_with}) != settings:
         raise RunError(
             f"The volumes of {run.directory} are stored inside one mask only ({made_with}). "
             "Another mask needs another generation: give its options to `scapedist run` with "
