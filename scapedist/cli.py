@@ -126,7 +126,7 @@ def run(
         taken(SketchSettings, but="seed"),
         taken(GenerateSettings),
         taken(MaskSettings),
-        taken(PcaSettings, "clip_negative", "soft_mask", "components"),
+        taken(PcaSettings, "clip_negative", "soft_mask", "components", "solver"),
         taken(StatesSettings, but="seed"),
         taken(PcaSettings, "exclude_states"),
         taken(JobOptions, "embedding"),

@@ -12,6 +12,7 @@ from scapedist.settings import (
     WorkerOptions,
     options_of,
 )
+from scapedist.store import RunStore
 
 COMMANDS = get_command(cli.app).commands
 DECLARED = [
@@ -34,7 +35,6 @@ OF_ONE_COMMAND = {
 """What is no setting: where results go, and what nothing else takes."""
 NOT_OF_A_RUN = {
     "--all-particles": "decodes every particle several times: it is asked for by itself",
-    "--solver": "left out",
 }
 
 
@@ -99,3 +99,22 @@ def test_states_that_are_no_numbers(capsys, tmp_path):
         cli.app(["pca", str(tmp_path), "--exclude-states", "3;7"])
     assert end.value.code == 2
     assert "states are numbers with commas, as 3,7; it is '3;7'" in capsys.readouterr().err
+
+
+SMALL = ["--sketch-size", "12", "--box-size", "16", "--workers", "1"]
+FEW = ["--states", "3", "--components", "4", "--embed", "none"]
+
+
+def call(*arguments: object) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.app([str(each) for each in arguments])
+    assert not end.value.code
+
+
+def test_a_run_takes_the_solver(adk_workdir, tmp_path):
+    there = ["run", adk_workdir, 14, "--output", tmp_path / "run", *SMALL, *FEW]
+    call(*there, "--solver", "iteration")
+    pca = RunStore(tmp_path / "run").stages["pca"]
+    assert pca["settings"]["solver"] == pca["results"]["solver"] == "iteration"
+    call(*there)  # an option that is not given stays as it is
+    assert RunStore(tmp_path / "run").stages["pca"]["settings"]["solver"] == "iteration"
