@@ -199,7 +199,7 @@ def sketch(
 @command
 def generate(
     directory: RunDir,
-    options: Annotated[Given, taken(GenerateSettings), taken(MaskSettings, "mask")],
+    options: Annotated[Given, taken(GenerateSettings), taken(MaskSettings)],
     where: Where,
 ) -> None:
     """Decode the sketch's volumes into the run's Zarr store; resumes."""

@@ -1,5 +1,6 @@
 """Options of the commands are those that the settings declare."""
 
+import numpy as np
 import pytest
 from typer.main import get_command
 
@@ -8,6 +9,7 @@ from scapedist.settings import (
     STAGE_SETTINGS,
     EmbedSettings,
     JobOptions,
+    MaskSettings,
     PopulationSettings,
     WorkerOptions,
     options_of,
@@ -118,3 +120,19 @@ def test_a_run_takes_the_solver(adk_workdir, tmp_path):
     assert pca["settings"]["solver"] == pca["results"]["solver"] == "iteration"
     call(*there)  # an option that is not given stays as it is
     assert RunStore(tmp_path / "run").stages["pca"]["settings"]["solver"] == "iteration"
+
+
+def test_generate_takes_the_options_of_a_masked_store(adk_workdir, tmp_path):
+    rules = {"threshold": 0.5, "dilate": 8.0, "cosine_edge": 2.0, "min_fraction": 0.25}
+    flags = options_of(MaskSettings)
+    given = [part for name, value in rules.items() for part in (flags[name].flag, value)]
+    masks = []
+    for store in ("masked", "volumes"):
+        run = tmp_path / store
+        call("sketch", adk_workdir, 14, "--output", run, *SMALL[:2])
+        generate = ["generate", run, *SMALL[2:], "--store", store]
+        call(*generate, *(given if store == "masked" else []))
+        call("mask", run, *(given if store == "volumes" else []))
+        assert rules.items() <= RunStore(run).stages["mask"]["settings"].items()
+        masks.append(RunStore(run).read("mask"))
+    np.testing.assert_array_equal(*masks)
