@@ -362,20 +362,16 @@ def plan(
     options: Annotated[
         Given,
         taken(SketchSettings, "size"),
-        taken(
-            GenerateSettings,
-            "box_size",
-            "dtype",
-            "store",
-            "store_dtype",
-            "batch_size",
-            "pilot_volumes",
-        ),
-        taken(PcaSettings, "components", "solver"),
-        taken(StatesSettings, "states", "linkage"),
+        taken(GenerateSettings, but="flip"),
+        taken(MaskSettings),
+        taken(PcaSettings, "clip_negative", "components", "solver"),
+        taken(StatesSettings, but="seed"),
     ],
     beside: Annotated[
-        Given, taken(JobOptions, "embedding"), taken(WorkerOptions, "n_workers", "memory_limit")
+        Given,
+        taken(JobOptions, "embedding"),
+        taken(EmbedSettings, "error_bars"),
+        taken(WorkerOptions, "n_workers", "memory_limit"),
     ],
 ) -> None:
     """Projected time, disk and memory of a run; decodes next to nothing."""

@@ -117,11 +117,10 @@ def analyze(
             on_workers(workers)
         run.generate(workers, **chosen["generate"] | chosen["mask"])
         _analyse(run, chosen, workers)
-        if embedding != "none":
-            try:
-                _embed(run, workers, embedding, tolerance, error_bars)
-            except (InputError, RunError) as error:  # the report does without; then it is told
-                failure = error
+        try:
+            _embed(run, workers, embedding, tolerance, error_bars)
+        except (InputError, RunError) as error:  # the report does without; then it is told
+            failure = error
         if workers.device != "cpu":
             report = run.report(workers, **chosen["report"])
     stop_forkserver()
@@ -130,6 +129,17 @@ def analyze(
     if failure is not None:
         raise failure
     return report
+
+
+def embedding_of(
+    method: str | None, n_particles: int, error_bars: bool, clip_negative: bool
+) -> str:
+    """How all particles are put on the components: as asked, or as it is done for so many."""
+    if method is not None:
+        return method
+    if clip_negative:
+        return "none"
+    return "exact" if n_particles <= FEW_PARTICLES and not error_bars else "reduced"
 
 
 def _analyse(run: Run, chosen: dict[str, dict[str, Any]], workers: Any) -> None:
@@ -153,11 +163,10 @@ def _embed(
     error_bars: bool,
 ) -> None:
     """All particles on the components, and a check of that on random ones."""
-    if method is None:
-        if run.store.stages["pca"]["settings"]["clip_negative"]:
-            return
-        few = run.store.source["n_particles"] <= FEW_PARTICLES
-        method = "exact" if few and not error_bars else "reduced"
+    clipped = run.store.stages["pca"]["settings"]["clip_negative"]
+    method = embedding_of(method, run.store.source["n_particles"], error_bars, clipped)
+    if method == "none":
+        return
     options = {"method": method, "tolerance": tolerance, "error_bars": error_bars}
     run.embed(workers, strict=False, **options)
     if method != "exact":

@@ -15,10 +15,15 @@ from typing import Any
 import numpy as np
 
 from scapedist import backend
-from scapedist.analysis.mask import density_percentile, mask_from_claims, threshold_of
+from scapedist.analysis.mask import (
+    check_user_mask,
+    density_percentile,
+    mask_from_claims,
+    threshold_of,
+)
 from scapedist.analysis.sketch import MAX_ITERATIONS, PLUSPLUS_LIMIT, nearest_center
 from scapedist.errors import InputError
-from scapedist.landscape import CHECKED_PARTICLES
+from scapedist.landscape import CHECKED_PARTICLES, embedding_of
 from scapedist.landscape.analyse import FEW_PRODUCTS, TRAVERSAL_POINTS, TRAVERSED_COMPONENTS
 from scapedist.landscape.embedder import WRITE_ROWS
 from scapedist.landscape.generate import plan_generation, volume_box_size
@@ -26,6 +31,7 @@ from scapedist.landscape.reduced_map import BLOCK_BYTES, FURTHER, HELD_OUT, SKET
 from scapedist.landscape.whole import USUAL_PASSES
 from scapedist.model.field import Field
 from scapedist.model.workdir import Model, open_model
+from scapedist.output.maps import read_map
 from scapedist.plan import (
     IMPORT_BYTES,
     ISOMETRIC_COLUMNS,
@@ -38,6 +44,7 @@ from scapedist.plan import (
 )
 from scapedist.settings import (
     STAGE_SETTINGS,
+    GenerateSettings,
     MaskSettings,
     changed,
     check_embedding,
@@ -174,15 +181,14 @@ def cost_of_run(
     memory_limit: int | None = None,
     chosen: dict[str, dict[str, Any]] | None = None,
     embedding: str | None = None,
+    error_bars: bool = False,
 ) -> Cost:
     """Project a run's cost; next to nothing is decoded.
 
     Parameters
     ----------
-    workdir, epoch, output, n_workers, memory_limit
+    workdir, epoch, output, n_workers, memory_limit, embedding, error_bars
         As for :func:`scapedist.landscape.analyze`.
-    embedding
-        As there; None for ``reduced``.
     chosen
         Options by stage, as :func:`scapedist.settings.by_stage` sorts them.
 
@@ -193,12 +199,13 @@ def cost_of_run(
     ResourceError
         Where memory or disk does not suffice, with what would.
     """
-    given, embedding = chosen or {}, embedding or "reduced"
+    given = chosen or {}
     check_together(given)
-    check_embedding(embedding, None, False, False)
-    model = open_model(workdir, epoch)
     options = {name: changed(kind(), given.get(name, {})) for name, kind in STAGE_SETTINGS.items()}
-    sketch, generate = options["sketch"], options["generate"]
+    sketch, generate, clipped = options["sketch"], options["generate"], options["pca"].clip_negative
+    check_embedding(embedding, None, error_bars, clipped)
+    model = open_model(workdir, epoch)
+    embedding = embedding_of(embedding, len(model.latents), error_bars, clipped)
     if sketch.size > len(model.latents):
         raise InputError(
             f"A sketch has at most as many volumes as there are particles, {len(model.latents)}. "
@@ -217,7 +224,7 @@ def cost_of_run(
     free = _free_bytes(output)
     if generate.store == "volumes":
         check_disk(decoding.disk_bytes, free, str(output or "."))
-    measured = _Measured(model, generate.dtype, box_size, sketch.size, options["mask"])
+    measured = _Measured(model, generate, box_size, sketch.size, options["mask"])
     components = plan_components(
         sketch.size, measured.n_voxels, options["pca"].components, memory,
         memory_limit is not None, workers, solver=options["pca"].solver,
@@ -395,10 +402,12 @@ class Rates:
 class _Measured:
     """What this machine takes for the parts of a run, from a few seconds' work."""
 
-    def __init__(self, model: Model, dtype: str, box_size: int, n: int, mask: MaskSettings) -> None:
+    def __init__(
+        self, model: Model, settings: GenerateSettings, box_size: int, n: int, mask: MaskSettings
+    ) -> None:
         self._latents, self.volume_bytes = model.latents, 4 * box_size**3
         self.start_seconds = _seconds_since_start()
-        values = Field(model.decoder, dtype=dtype)
+        values = Field(model.decoder, dtype=settings.dtype)
         lattice = values.lattice(box_size)
         self.n_frequencies, self.hidden_size = lattice.n_points, model.decoder.hidden_size
         with one_thread():
@@ -409,21 +418,26 @@ class _Measured:
             volume = np.random.default_rng(0).random((box_size,) * 3, np.float32)
             self._finish = _seconds_of(lambda: _finish(volume), 0.3)
             self.seconds_a_volume = self.field_seconds + self._finish
-            pixel_size = (model.pixel_size_angstroms or 1.0) * model.box_size / box_size
-            self.n_voxels = self._mask_of_a_pilot(values, box_size, n, pixel_size, mask)
+            pixel_size = settings.pixel_size or model.pixel_size_angstroms or 1.0
+            pixel_size *= model.box_size / box_size
+            sign = -1 if settings.invert else 1
+            self.n_voxels = self._voxels_of_a_mask(values, box_size, n, pixel_size, sign, mask)
             self.read_seconds = _seconds_of(lambda: _read(volume), 0.2)
             self.product_rate = _products_per_second()
 
-    def _mask_of_a_pilot(
-        self, values: Field, box_size: int, n: int, pixel_size: float, mask: MaskSettings
+    def _voxels_of_a_mask(
+        self, values: Field, box_size: int, n: int, pixel_size: float, sign: int, mask: MaskSettings
     ) -> int:
-        """About how many voxels the mask of n volumes will have."""
+        """About how many voxels the mask of n volumes will have, from a pilot of them."""
+        if mask.mask is not None:
+            weights = check_user_mask(read_map(Path(mask.mask))[0], box_size, str(mask.mask))
+            return int((weights > 0).sum())
         n_pilot = min(int(PILOT_SECONDS / self.seconds_a_volume), 32, n)
         if n_pilot < 2:
             return int(UNKNOWN_MASK * box_size**3)
         rows = np.linspace(0, len(self._latents) - 1, n_pilot).astype(int)
         decoded = values.volumes(self._latents[rows], box_size)
-        volumes = np.stack([backend.as_array(volume.float()).copy() for volume in decoded])
+        volumes = np.stack([sign * backend.as_array(volume.float()) for volume in decoded])
         threshold = mask.threshold
         if threshold is None:
             threshold = threshold_of(np.array([density_percentile(each) for each in volumes]))

@@ -136,3 +136,9 @@ def test_generate_takes_the_options_of_a_masked_store(adk_workdir, tmp_path):
         assert rules.items() <= RunStore(run).stages["mask"]["settings"].items()
         masks.append(RunStore(run).read("mask"))
     np.testing.assert_array_equal(*masks)
+
+
+def test_a_plan_takes_what_changes_it():
+    assert {option.flag for option in options_of(MaskSettings).values()} <= set(options("plan"))
+    assert {"--pixel-size", "--invert", "--clip-negative", "--error-bars"} <= set(options("plan"))
+    assert set(options("plan")) <= set(options("run"))
