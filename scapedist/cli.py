@@ -33,7 +33,6 @@ app = typer.Typer(
     help="Landscape analysis of a trained cryoDRGN model: states, components and a report.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
 )
 
@@ -88,11 +87,15 @@ def command(body: Callable[..., None]) -> Callable[..., None]:
 def _parameter(option: Option) -> inspect.Parameter:
     """A parameter as typer reads it."""
     text = f"{option.help} [default: {option.shown}]" if option.shown else option.help
+    choices = list(option.rule.choices) if option.rule else []
+    declared = typer.Option(
+        option.flag, help=text, autocompletion=(lambda: choices) if choices else None
+    )
     return inspect.Parameter(
         option.flag.partition("/")[0].lstrip("-").replace("-", "_"),
         inspect.Parameter.KEYWORD_ONLY,
         default=None if option.shown else False,
-        annotation=Annotated[option.kind | None, typer.Option(option.flag, help=text)],
+        annotation=Annotated[option.kind | None, declared],
     )
 
 

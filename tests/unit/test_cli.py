@@ -11,6 +11,7 @@ from scapedist.settings import (
     JobOptions,
     MaskSettings,
     PopulationSettings,
+    StatesSettings,
     WorkerOptions,
     options_of,
 )
@@ -142,3 +143,23 @@ def test_a_plan_takes_what_changes_it():
     assert {option.flag for option in options_of(MaskSettings).values()} <= set(options("plan"))
     assert {"--pixel-size", "--invert", "--clip-negative", "--error-bars"} <= set(options("plan"))
     assert set(options("plan")) <= set(options("run"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("ver", ["verify"]),
+        ("run --lin", ["--linkage"]),
+        ("run --linkage ", list(options_of(StatesSettings)["linkage"].rule.choices)),
+        ("generate --store m", ["masked"]),
+        ("embed --method=", ["reduced", "exact", "mlp"]),
+    ],
+)
+def test_a_shell_completes(typed, offered, monkeypatch, capsys):
+    words = ["scapedist", *typed.split(" ")]
+    monkeypatch.setenv("_SCAPEDIST_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    with pytest.raises(SystemExit):
+        cli.app([], prog_name="scapedist")
+    assert capsys.readouterr().out.split() == offered
