@@ -1,5 +1,8 @@
 """Options of the commands are those that the settings declare."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from typer.main import get_command
@@ -163,3 +166,21 @@ def test_a_shell_completes(typed, offered, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.app([], prog_name="scapedist")
     assert capsys.readouterr().out.split() == offered
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_readme_has_options_as_they_are_declared():
+    """Its table of what is asked for most: a flag with a value, and the default in words."""
+    _, _, *rows = README.partition("What is asked for most")[2].split("\n\n")[1].splitlines()
+    for row in rows:
+        flag, value, default = re.match(r"\| `(--\S+) (\S+)` \| ([^|]+) \|", row).groups()
+        assert options("run")[flag].help.endswith(f" [default: {default}]")
+        assert value != default
+
+
+def test_the_readme_names_no_option_that_is_none():
+    flags = {flag for command in COMMANDS for flag in options(command)}
+    others = {"--help", "--install-completion", "--size", "--only"}  # the last: of benchmarks
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= flags | others
