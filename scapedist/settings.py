@@ -178,7 +178,7 @@ class GenerateSettings(Settings):
     )
     pixel_size: float | None = option(
         None,
-        "Angstroms a voxel of the model's box.",
+        "Å per voxel of the model's box.",
         shown="from the CTF file",
         rule=Rule(
             "A pixel size is a length above 0 angstroms",
@@ -376,7 +376,7 @@ class WorkerOptions(Settings):
     n_workers: int | None = option(None, "Local processes.", flag="--workers", shown="one a core")
     scheduler: str | None = option(None, "A running Dask scheduler: tcp://HOST:PORT or its file.")
     gpus: str | None = option(
-        None, "GPUs, a worker each: all, or numbers as 0,2.", shown="none, CPUs"
+        None, "GPUs, one worker per GPU: all, or numbers as 0,2.", shown="none, CPUs"
     )
     cluster: str | None = option(
         None, "File that says where workers come from (cluster_configs).", kind=Path
