@@ -1,260 +1,167 @@
 """The command line: one command for each call of the API, no logic of its own."""
 
-from __future__ import annotations
-
+import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Self
 
 import typer
 
 from scapedist import __version__
 from scapedist.errors import ScapedistError
+from scapedist.settings import (
+    EmbedSettings,
+    GenerateSettings,
+    JobOptions,
+    MaskSettings,
+    Option,
+    PcaSettings,
+    PopulationSettings,
+    ReportSettings,
+    SketchSettings,
+    StatesSettings,
+    WorkerOptions,
+    options_of,
+)
 
 app = typer.Typer(
     name="scapedist",
     help="Landscape analysis of a trained cryoDRGN model: states, components and a report.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
 )
 
 STOPPED = 130
 """Exit code of a command that was stopped from the keyboard."""
+
+
+# -- from declared options to those of a command
+
+
+def taken(kind: type, *names: str, but: str = "") -> list[Option]:
+    """Options of a settings class that a command takes: all that have a flag, or those named."""
+    declared = options_of(kind)
+    return [declared[name] for name in names or declared if declared[name].flag and name != but]
+
+
+def command(body: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function.
+
+    A parameter that is annotated with lists of :func:`taken` options stands for all of these: the
+    command has each, and the function gets a dictionary of their values by the settings' names,
+    None where one is not given.
+    """
+    parameters: list[inspect.Parameter] = []
+    homes: dict[str, tuple[str, Option]] = {}
+    for own in inspect.signature(body).parameters.values():
+        metadata = getattr(own.annotation, "__metadata__", ())
+        if not metadata or not isinstance(metadata[0], list):
+            parameters.append(own.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        for option in chain(*metadata):
+            parameters.append(_parameter(option))
+            homes[parameters[-1].name] = own.name, option
+
+    def call(**values: Any) -> None:
+        given: dict[str, Any] = {home: {} for home, _ in homes.values()}
+        for name, value in values.items():
+            if name in homes:
+                home, option = homes[name]
+                given[home][option.name] = _parsed(option, value)
+            else:
+                given[name] = value
+        body(**given)
+
+    call.__name__, call.__doc__ = body.__name__, body.__doc__
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    return app.command()(call)
+
+
+@cache
+def _parameter(option: Option) -> inspect.Parameter:
+    """A parameter as typer reads it."""
+    text = f"{option.help} [default: {option.shown}]" if option.shown else option.help
+    choices = list(option.rule.choices) if option.rule else []
+    declared = typer.Option(
+        option.flag, help=text, autocompletion=(lambda: choices) if choices else None
+    )
+    return inspect.Parameter(
+        option.flag.partition("/")[0].lstrip("-").replace("-", "_"),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None if option.shown else False,
+        annotation=Annotated[option.kind | None, declared],
+    )
+
+
+def _parsed(option: Option, value: Any) -> Any:
+    """A value as the settings have it."""
+    if value is None or option.parse is None:
+        return value
+    try:
+        return option.parse(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+# -- the commands
+
 Workdir = Annotated[Path, typer.Argument(help="Output directory of the cryoDRGN training.")]
 Epoch = Annotated[int, typer.Argument(help="Epoch N of weights.N.pkl and z.N.pkl.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The run directory.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")]
-SketchSize = Annotated[int | None, typer.Option(help="Volumes to decode. [default: 500]")]
-SketchMethod = Annotated[
-    str | None, typer.Option(help="kmeans, uniform or geometric. [default: kmeans]")
-]
-ExcludeParticles = Annotated[
-    Path | None,
-    typer.Option(help="Rows to leave out of the sketch (.pkl, .npy or .txt). [default: none]"),
-]
-Maps = Annotated[
-    Path | None,
-    typer.Option(help="cryoDRGN's kmeansK directory: take its sketch and maps. [default: decode]"),
-]
-Seed = Annotated[int | None, typer.Option(help="Of all random numbers. [default: 0]")]
-BoxSize = Annotated[
-    int | None,
-    typer.Option(help="Voxels along an edge, even. [default: the model's, at most 128]"),
-]
-PixelSize = Annotated[
-    float | None,
-    typer.Option(help="Angstroms a voxel of the model's box. [default: from the CTF file]"),
-]
-Flip = Annotated[
-    bool | None, typer.Option("--flip/--no-flip", help="Mirror along z. [default: no-flip]")
-]
-Invert = Annotated[
-    bool | None,
-    typer.Option("--invert/--no-invert", help="Change the density's sign. [default: no-invert]"),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        help="Precision: float32, float64, tf32 (GPU), bfloat16, float16. [default: float32]"
-    ),
-]
-StoreKind = Annotated[
-    str | None,
-    typer.Option("--store", help="volumes (whole) or masked (voxels in it). [default: volumes]"),
-]
-StoreDtype = Annotated[
-    str | None, typer.Option(help="float32 or float16 on disk. [default: float32]")
-]
-PilotVolumes = Annotated[
-    int | None,
-    typer.Option(help="Of a masked store: volumes its mask is made from. [default: 64]"),
-]
-BatchSize = Annotated[
-    int | None, typer.Option(help="Volumes of a batch. [default: 8, or what memory allows]")
-]
-Mask = Annotated[
-    Path | None, typer.Option(help="MRC file of a mask. [default: made from the volumes]")
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(
-        help="Density that claims a voxel. [default: mean of half the 99.99th percentile]"
-    ),
-]
-Dilate = Annotated[float | None, typer.Option(help="Growth of the mask, angstroms. [default: 5]")]
-CosineEdge = Annotated[
-    float | None, typer.Option(help="Soft edge of the mask, angstroms. [default: 0]")
-]
-MinFraction = Annotated[
-    float | None,
-    typer.Option(help="Fraction of volumes that must claim a voxel. [default: 0, any one]"),
-]
-Components = Annotated[int | None, typer.Option(help="Components to fit. [default: 20]")]
-Solver = Annotated[
-    str | None, typer.Option(help="gram, iteration, or auto: what memory allows. [default: auto]")
-]
-ClipNegative = Annotated[
-    bool | None,
-    typer.Option(
-        "--clip-negative/--no-clip-negative",
-        help="Set negative density to zero, as cryoDRGN does. [default: no-clip-negative]",
-    ),
-]
-SoftMask = Annotated[
-    bool | None,
-    typer.Option(
-        "--soft-mask/--no-soft-mask",
-        help="Weight voxels by the mask, as cryoDRGN does. [default: no-soft-mask]",
-    ),
-]
-ExcludeStates = Annotated[
-    str | None, typer.Option(help="States to leave out, as 3,7. [default: none]")
-]
-States = Annotated[int | None, typer.Option(help="Number of states. [default: 10]")]
-Linkage = Annotated[
-    str | None,
-    typer.Option(help="average, ward, complete, single, kmeans, or hdbscan. [default: average]"),
-]
-Embedding = Annotated[
-    str | None,
-    typer.Option(
-        "--embed",
-        help="All particles by: reduced, exact, mlp, none. [default: reduced; exact for few]",
-    ),
-]
-Tolerance = Annotated[
-    float | None,
-    typer.Option(help="Of the reduced embedding: error relative to the spread. [default: 0.001]"),
-]
-ErrorBars = Annotated[
-    bool,
-    typer.Option("--error-bars", help="Also each particle's posterior covariance (reduced)."),
-]
-Umap = Annotated[
-    bool | None,
-    typer.Option("--umap/--no-umap", help="Also a UMAP of the latents. [default: no-umap]"),
-]
-NWorkers = Annotated[
-    int | None, typer.Option("--workers", help="Local processes. [default: one a core]")
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(help="A running Dask scheduler: tcp://HOST:PORT or its file. [default: none]"),
-]
-Gpus = Annotated[
-    str | None,
-    typer.Option(help="GPUs, a worker each: all, or numbers as 0,2. [default: none, CPUs]"),
-]
-Cluster = Annotated[
-    Path | None,
-    typer.Option(help="File that says where workers come from (cluster_configs). [default: none]"),
-]
-MemoryLimit = Annotated[
-    str | None, typer.Option(help="What a worker may use, as 16GiB. [default: no limit]")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")]
+Given = dict[str, Any]
+Where = Annotated[Given, taken(WorkerOptions)]
 
 
-@app.command()
+@command
 def run(
     workdir: Workdir,
     epoch: Epoch,
     output: Output,
-    sketch_size: SketchSize = None,
-    sketch_method: SketchMethod = None,
-    exclude_particles: ExcludeParticles = None,
-    maps: Maps = None,
-    box_size: BoxSize = None,
-    pixel_size: PixelSize = None,
-    flip: Flip = None,
-    invert: Invert = None,
-    dtype: Dtype = None,
-    store: StoreKind = None,
-    store_dtype: StoreDtype = None,
-    batch_size: BatchSize = None,
-    pilot_volumes: PilotVolumes = None,
-    mask: Mask = None,
-    threshold: Threshold = None,
-    dilate: Dilate = None,
-    cosine_edge: CosineEdge = None,
-    min_fraction: MinFraction = None,
-    clip_negative: ClipNegative = None,
-    soft_mask: SoftMask = None,
-    components: Components = None,
-    states: States = None,
-    linkage: Linkage = None,
-    exclude_states: ExcludeStates = None,
-    embed: Embedding = None,
-    tolerance: Tolerance = None,
-    error_bars: ErrorBars = False,
-    umap: Umap = None,
-    seed: Seed = None,
-    workers: NWorkers = None,
-    scheduler: Scheduler = None,
-    gpus: Gpus = None,
-    cluster: Cluster = None,
-    memory_limit: MemoryLimit = None,
-    overwrite: Overwrite = False,
+    options: Annotated[
+        Given,
+        taken(SketchSettings, but="seed"),
+        taken(GenerateSettings),
+        taken(MaskSettings),
+        taken(PcaSettings, "clip_negative", "soft_mask", "components", "solver"),
+        taken(StatesSettings, but="seed"),
+        taken(PcaSettings, "exclude_states"),
+        taken(JobOptions, "embedding"),
+        taken(EmbedSettings, "tolerance", "error_bars"),
+        taken(ReportSettings),
+        taken(SketchSettings, "seed"),
+        taken(WorkerOptions),
+        taken(JobOptions, "overwrite"),
+    ],
 ) -> None:
     """The whole job: sketch, volumes, mask, components, states, all particles, report; resumes."""
-    options = {
-        "size": sketch_size,
-        "method": sketch_method,
-        "exclude_particles": exclude_particles,
-        "maps": maps,
-        "box_size": box_size,
-        "pixel_size": pixel_size,
-        "flip": flip,
-        "invert": invert,
-        "dtype": dtype,
-        "store": store,
-        "store_dtype": store_dtype,
-        "batch_size": batch_size,
-        "pilot_volumes": pilot_volumes,
-        "mask": mask,
-        "threshold": threshold,
-        "dilate": dilate,
-        "cosine_edge": cosine_edge,
-        "min_fraction": min_fraction,
-        "clip_negative": clip_negative,
-        "soft_mask": soft_mask,
-        "components": components,
-        "states": states,
-        "linkage": linkage,
-        "exclude_states": _numbers(exclude_states),
-        "umap": umap,
-        "seed": seed,
-        "embedding": embed,
-        "tolerance": tolerance,
-        "error_bars": error_bars,
-    }
-    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
-    _run_all(workdir, epoch, output, where, overwrite, options)
+    _run_all(workdir, epoch, output, options)
 
 
-@app.command()
+@command
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run directory.")] = Path(
-        "scapedist-demo"
-    ),
-    sketch_size: SketchSize = None,
-    workers: NWorkers = None,
-    gpus: Gpus = None,
+    *,
+    output: Output = Path("scapedist-demo"),
+    options: Annotated[
+        Given, taken(SketchSettings, "size"), taken(WorkerOptions, "n_workers", "gpus")
+    ],
 ) -> None:
     """The whole job on the bundled model of adenylate kinase."""
     from importlib.resources import as_file, files
 
     with as_file(files("scapedist") / "data" / "adk") as workdir:
-        where = _Where(workers, gpus=gpus)
-        _run_all(workdir, 14, output, where, False, {"size": sketch_size})
+        _run_all(workdir, 14, output, options)
 
 
-@app.command()
+@command
 def decode(
+    *,
     workdir: Workdir,
     epoch: Epoch,
     latents: Annotated[Path, typer.Option(help="Rows of latents (.txt, .npy or .pkl).")],
@@ -262,142 +169,61 @@ def decode(
     box_size: Annotated[
         int | None, typer.Option(help="Voxels along an edge, even. [default: the model's]")
     ] = None,
-    pixel_size: PixelSize = None,
-    flip: Flip = None,
-    invert: Invert = None,
-    dtype: Dtype = None,
+    options: Annotated[Given, taken(GenerateSettings, "pixel_size", "flip", "invert", "dtype")],
 ) -> None:
     """Decode latents to MRC maps, vol_001.mrc on."""
     from scapedist.landscape.decode import decode_to_maps
 
+    given = {name: value for name, value in options.items() if value is not None}
+    given["pixel_size_angstroms"] = given.pop("pixel_size", None)
     with _Reporter() as reporter:
         paths = decode_to_maps(
-            workdir, epoch, latents, output, box_size, pixel_size, bool(flip), bool(invert),
-            dtype or "float32", reporter,
-        )  # fmt: skip
+            workdir, epoch, latents, output, box_size, progress=reporter, **given
+        )
     typer.echo(f"{len(paths)} maps in {output}")
 
 
-@app.command()
+@command
 def sketch(
     workdir: Workdir,
     epoch: Epoch,
     output: Output,
-    sketch_size: SketchSize = None,
-    sketch_method: SketchMethod = None,
-    exclude_particles: ExcludeParticles = None,
-    maps: Maps = None,
-    seed: Seed = None,
-    overwrite: Overwrite = False,
+    options: Annotated[Given, taken(SketchSettings)],
+    again: Annotated[Given, taken(JobOptions, "overwrite")],
 ) -> None:
     """Choose the particles to decode, and begin a run."""
     from scapedist.landscape import Run
 
-    begun = Run.create(workdir, epoch, output, overwrite=overwrite)
-    begun.sketch(
-        size=sketch_size,
-        method=sketch_method,
-        exclude_particles=exclude_particles,
-        maps=maps,
-        seed=seed,
-    )
+    begun = Run.create(workdir, epoch, output, **again)
+    begun.sketch(**options)
     typer.echo(f"{begun.store.array('sketch/particle').shape[0]} particles chosen in {output}")
 
 
-@app.command()
+@command
 def generate(
     directory: RunDir,
-    box_size: BoxSize = None,
-    pixel_size: PixelSize = None,
-    flip: Flip = None,
-    invert: Invert = None,
-    dtype: Dtype = None,
-    store: StoreKind = None,
-    store_dtype: StoreDtype = None,
-    batch_size: BatchSize = None,
-    pilot_volumes: PilotVolumes = None,
-    mask: Mask = None,
-    workers: NWorkers = None,
-    scheduler: Scheduler = None,
-    gpus: Gpus = None,
-    cluster: Cluster = None,
-    memory_limit: MemoryLimit = None,
+    options: Annotated[Given, taken(GenerateSettings), taken(MaskSettings)],
+    where: Where,
 ) -> None:
     """Decode the sketch's volumes into the run's Zarr store; resumes."""
-    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
     with _at_work(directory, where) as (opened, pool):
-        opened.generate(
-            pool,
-            box_size=box_size,
-            pixel_size=pixel_size,
-            flip=flip,
-            invert=invert,
-            dtype=dtype,
-            store=store,
-            store_dtype=store_dtype,
-            batch_size=batch_size,
-            pilot_volumes=pilot_volumes,
-            mask=mask,
-        )
+        opened.generate(pool, **options)
     typer.echo(f"Volumes are complete in {directory}")
 
 
-@app.command("mask")
-def mask_command(
-    directory: RunDir,
-    mask: Mask = None,
-    threshold: Threshold = None,
-    dilate: Dilate = None,
-    cosine_edge: CosineEdge = None,
-    min_fraction: MinFraction = None,
-) -> None:
+@command
+def mask(directory: RunDir, options: Annotated[Given, taken(MaskSettings)]) -> None:
     """Choose the voxels to analyse; decodes nothing."""
-    opened = _stage(
-        directory,
-        lambda run: run.mask(
-            mask=mask,
-            threshold=threshold,
-            dilate=dilate,
-            cosine_edge=cosine_edge,
-            min_fraction=min_fraction,
-        ),
-    )
+    opened = _stage(directory, lambda run: run.mask(**options))
     results = opened.store.stages["mask"]["results"]
     typer.echo(f"{results['voxels']} voxels in the mask, {results['fraction']:.2%} of the box")
 
 
-@app.command()
-def pca(
-    directory: RunDir,
-    components: Components = None,
-    solver: Solver = None,
-    all_particles: Annotated[
-        bool,
-        typer.Option(
-            "--all-particles", help="Components of all particles: decodes each several times."
-        ),
-    ] = False,
-    clip_negative: ClipNegative = None,
-    soft_mask: SoftMask = None,
-    exclude_states: ExcludeStates = None,
-    workers: NWorkers = None,
-    scheduler: Scheduler = None,
-    gpus: Gpus = None,
-    cluster: Cluster = None,
-    memory_limit: MemoryLimit = None,
-) -> None:
+@command
+def pca(directory: RunDir, options: Annotated[Given, taken(PcaSettings)], where: Where) -> None:
     """Fit the components of the masked volumes."""
-    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
     with _at_work(directory, where, at_once=False) as (opened, pool):
-        options: dict[str, Any] = {
-            "components": components,
-            "solver": solver,
-            "all_particles": all_particles,
-            "clip_negative": clip_negative,
-            "soft_mask": soft_mask,
-            "exclude_states": _numbers(exclude_states),
-        }
-        if all_particles:
+        if options["all_particles"]:
             typer.echo(opened.cost_of_all_particles(pool, **options), err=True)
         opened.pca(pool, **options)
     results = opened.store.stages["pca"]["results"]
@@ -407,42 +233,24 @@ def pca(
     )
 
 
-@app.command("states")
-def states_command(
+@command
+def states(
     directory: RunDir,
-    states: States = None,
-    linkage: Linkage = None,
-    seed: Seed = None,
-    scheduler: Scheduler = None,
-    gpus: Gpus = None,
-    cluster: Cluster = None,
-    memory_limit: MemoryLimit = None,
+    options: Annotated[Given, taken(StatesSettings)],
+    where: Annotated[Given, taken(WorkerOptions, but="n_workers")],
 ) -> None:
     """Group the volumes into states."""
-    where = _Where(None, scheduler, gpus, cluster, memory_limit)
     with _at_work(directory, where, at_once=False) as (opened, pool):
-        opened.states(pool, states=states, linkage=linkage, seed=seed)
+        opened.states(pool, **options)
     for state, n in enumerate(opened.store.stages["states"]["results"]["n_particles"]):
         typer.echo(f"state {state}: {n} particles")
 
 
-@app.command()
+@command
 def embed(
+    *,
     directory: RunDir,
-    method: Annotated[
-        str | None, typer.Option(help="exact, reduced or mlp. [default: reduced]")
-    ] = None,
-    components: Annotated[
-        int | None, typer.Option(help="Components. [default: all that were fitted]")
-    ] = None,
-    tolerance: Tolerance = None,
-    box_size: Annotated[
-        int | None, typer.Option(help="Of exact: only what a smaller box has. [default: all]")
-    ] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Of mlp: paper or cryodrgn. [default: paper]")
-    ] = None,
-    error_bars: ErrorBars = False,
+    options: Annotated[Given, taken(EmbedSettings, but="seed")],
     latents: Annotated[
         Path | None,
         typer.Option(help="Embed these rows (.txt, .npy, .pkl) by the map that is there."),
@@ -453,12 +261,8 @@ def embed(
     grow_sketch: Annotated[
         bool, typer.Option("--grow-sketch", help="Add what the sketch missed, and embed again.")
     ] = False,
-    seed: Seed = None,
-    workers: NWorkers = None,
-    scheduler: Scheduler = None,
-    gpus: Gpus = None,
-    cluster: Cluster = None,
-    memory_limit: MemoryLimit = None,
+    seed: Annotated[Given, taken(EmbedSettings, "seed")],
+    where: Where,
 ) -> None:
     """Every particle's coordinates: by its own volume, from a few points of it, or guessed."""
     from scapedist.landscape import Run
@@ -470,16 +274,7 @@ def embed(
         n = embed_to_file(Run(directory), latents, path)
         typer.echo(f"{n} latents embedded in {path}")
         return
-    options: dict[str, Any] = {
-        "method": method,
-        "components": components,
-        "tolerance": tolerance,
-        "box_size": box_size,
-        "variant": variant,
-        "error_bars": error_bars,
-        "seed": seed,
-    }
-    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
+    options |= seed
     with _at_work(directory, where) as (opened, pool):
         opened.embed(pool, **options)
         added = opened.grow(pool) if grow_sketch else 0
@@ -491,65 +286,44 @@ def embed(
         typer.echo(line)
 
 
-@app.command()
+@command
 def population(
-    directory: RunDir,
-    groups: Annotated[
-        int | None, typer.Option(help="k-means groups of all particles. [default: 10]")
-    ] = None,
-    seed: Seed = None,
-    workers: NWorkers = None,
-    scheduler: Scheduler = None,
-    gpus: Gpus = None,
-    cluster: Cluster = None,
-    memory_limit: MemoryLimit = None,
+    directory: RunDir, options: Annotated[Given, taken(PopulationSettings)], where: Where
 ) -> None:
     """All particles together: principal axes, k-means groups, densities of their coordinates."""
-    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
     with _at_work(directory, where, at_once=False) as (opened, pool):
-        opened.population(pool, groups=groups, seed=seed)
+        opened.population(pool, **options)
     for group, n in enumerate(opened.store.beside["population"]["results"]["n_particles"]):
         typer.echo(f"group {group}: {n} particles")
 
 
-@app.command()
+@command
 def crosscheck(
+    *,
     directory: RunDir,
     sample: Annotated[
         int, typer.Option(min=0, help="Random particles; 0 for all, once embedded exactly.")
     ] = 500,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
-    workers: NWorkers = None,
-    scheduler: Scheduler = None,
-    gpus: Gpus = None,
-    cluster: Cluster = None,
-    memory_limit: MemoryLimit = None,
+    where: Where,
 ) -> None:
     """All embeddings side by side, against exact decoding."""
-    from rich.console import Console
-    from rich.table import Table
-
     from scapedist.report.in_words import comparison
 
-    where = _Where(workers, scheduler, gpus, cluster, memory_limit)
     with _at_work(directory, where) as (opened, pool):
         results = opened.crosscheck(pool, sample or None, seed)
-    header, *rows = comparison(results)
-    shown = Table(*header, title=f"{results['sample']} particles that no method has seen")
-    for row in rows:
-        shown.add_row(*row)
-    Console().print(shown)
+    _print_table(comparison(results), f"{results['sample']} particles that no method has seen")
     typer.echo(f"All figures: {directory / 'crosscheck.json'}")
 
 
-@app.command()
-def report(directory: RunDir, umap: Umap = None) -> None:
+@command
+def report(directory: RunDir, options: Annotated[Given, taken(ReportSettings)]) -> None:
     """Write plots and report.html."""
-    _stage(directory, lambda run: run.report(umap=umap))
+    _stage(directory, lambda run: run.report(**options))
     typer.echo(f"Report: {directory / 'report.html'}")
 
 
-@app.command()
+@command
 def info(directory: RunDir) -> None:
     """What is in a run, and what is missing."""
     from scapedist.landscape.verify import describe
@@ -580,64 +354,40 @@ def info(directory: RunDir) -> None:
     typer.echo(f"next: {found['next']}" if found["next"] else "complete")
 
 
-@app.command()
+@command
 def plan(
+    *,
     workdir: Workdir,
     epoch: Epoch,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where the run would lie.")
     ] = None,
-    sketch_size: SketchSize = None,
-    box_size: BoxSize = None,
-    dtype: Dtype = None,
-    store: StoreKind = None,
-    store_dtype: StoreDtype = None,
-    batch_size: BatchSize = None,
-    pilot_volumes: PilotVolumes = None,
-    components: Components = None,
-    solver: Solver = None,
-    states: States = None,
-    linkage: Linkage = None,
-    embed: Embedding = None,
-    workers: NWorkers = None,
-    memory_limit: MemoryLimit = None,
+    options: Annotated[
+        Given,
+        taken(SketchSettings, "size"),
+        taken(GenerateSettings, but="flip"),
+        taken(MaskSettings),
+        taken(PcaSettings, "clip_negative", "components", "solver"),
+        taken(StatesSettings, but="seed"),
+    ],
+    beside: Annotated[
+        Given,
+        taken(JobOptions, "embedding"),
+        taken(EmbedSettings, "error_bars"),
+        taken(WorkerOptions, "n_workers", "memory_limit"),
+    ],
 ) -> None:
     """Projected time, disk and memory of a run; decodes next to nothing."""
-    from rich.console import Console
-    from rich.table import Table
-
     from scapedist.landscape.cost import cost_lines, cost_of_run, cost_table
-    from scapedist.settings import by_stage, check_embedding, check_together
+    from scapedist.settings import by_stage
 
-    options = {
-        "size": sketch_size,
-        "box_size": box_size,
-        "dtype": dtype,
-        "store": store,
-        "store_dtype": store_dtype,
-        "batch_size": batch_size,
-        "pilot_volumes": pilot_volumes,
-        "components": components,
-        "solver": solver,
-        "states": states,
-        "linkage": linkage,
-    }
-    chosen = by_stage(options)
-    check_together(chosen)
-    check_embedding(embed, None, False, False)
-    cost = cost_of_run(
-        workdir, epoch, output, workers, _bytes(memory_limit), chosen, embed or "reduced"
-    )
-    header, *rows = cost_table(cost.stages)
-    shown = Table(*header)
-    for row in rows:
-        shown.add_row(*row)
-    Console().print(shown)
+    cost = cost_of_run(workdir, epoch, output, chosen=by_stage(options), **beside)
+    _print_table(cost_table(cost.stages))
     for line in cost_lines(cost):
         typer.echo(line)
 
 
-@app.command()
+@command
 def verify(
     directory: RunDir,
     sample: Annotated[int, typer.Option(min=0, help="Volumes to decode again.")] = 3,
@@ -675,46 +425,12 @@ def version(
 # -- around the commands
 
 
-class _Where(NamedTuple):
-    """Where a command computes, as its options say."""
-
-    workers: int | None = None
-    scheduler: str | None = None
-    gpus: str | None = None
-    cluster: Path | None = None
-    memory_limit: str | None = None
-
-    def options(self) -> dict[str, Any]:
-        """As :func:`scapedist.workers.open_workers` takes them."""
-        return {
-            "n_workers": self.workers,
-            "scheduler": self.scheduler,
-            "gpus": self.gpus,
-            "cluster": self.cluster,
-            "memory_limit": _bytes(self.memory_limit),
-        }
-
-
-def _run_all(
-    workdir: Path,
-    epoch: int,
-    output: Path,
-    where: _Where,
-    overwrite: bool,
-    options: dict[str, Any],
-) -> None:
+def _run_all(workdir: Path, epoch: int, output: Path, options: Given) -> None:
     from scapedist.landscape import analyze
 
     with _Reporter() as reporter:
         path = analyze(
-            workdir,
-            epoch,
-            output,
-            overwrite=overwrite,
-            progress=reporter,
-            on_workers=reporter.workers,
-            **where.options(),
-            **options,
+            workdir, epoch, output, progress=reporter, on_workers=reporter.workers, **options
         )
     from scapedist.report.in_words import summary
     from scapedist.store import RunStore
@@ -725,13 +441,13 @@ def _run_all(
 
 
 @contextmanager
-def _at_work(directory: Path, where: _Where, at_once: bool = True) -> Iterator[tuple[Any, Any]]:
+def _at_work(directory: Path, where: Given, at_once: bool = True) -> Iterator[tuple[Any, Any]]:
     """A run that tells how far it is, and its workers."""
     from scapedist.landscape import Run, open_workers
 
     with _Reporter() as reporter:
         opened = Run(directory, reporter)
-        with open_workers(**where.options()) as pool:
+        with open_workers(**where) as pool:
             if at_once:
                 pool.begin()
                 reporter.workers(pool)
@@ -747,21 +463,16 @@ def _stage(directory: Path, call: Callable[[Any], Any]) -> Any:
     return opened
 
 
-def _numbers(text: str | None) -> tuple[int, ...] | None:
-    if not text:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(
-            f"states are numbers with commas, as 3,7; it is {text!r}"
-        ) from None
+def _print_table(rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """Print a table whose first row is its header."""
+    from rich.console import Console
+    from rich.table import Table
 
-
-def _bytes(text: str | None) -> int | None:
-    from scapedist.plan import parse_bytes
-
-    return None if text is None else parse_bytes(text)
+    header, *others = rows
+    shown = Table(*header, title=title)
+    for row in others:
+        shown.add_row(*row)
+    Console().print(shown)
 
 
 def _angstroms(size: float | None) -> str:
@@ -792,7 +503,7 @@ class _Reporter:
         )
         self._tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> _Reporter:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 

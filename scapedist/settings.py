@@ -1,18 +1,17 @@
-"""What can be chosen for each stage, with its defaults."""
-
-from __future__ import annotations
+"""What can be chosen: each option once, with its default, help, flag, choices and rule."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from scapedist.analysis.linkage import LINKAGES
-from scapedist.analysis.sketch import METHODS
 from scapedist.errors import InputError
-from scapedist.model.decoder import DTYPES
-from scapedist.plan import PANEL_BYTES, Budget, plan_linkage
+
+if TYPE_CHECKING:
+    from scapedist.plan import Budget
 
 S = TypeVar("S")
 NOT_WHERE_CLIPPED = (
@@ -22,111 +21,220 @@ NOT_WHERE_CLIPPED = (
 )
 
 
-@dataclass(frozen=True)
-class SketchSettings:
-    """Which particles are decoded.
+class Rule(NamedTuple):
+    """What a value must be: what an error says of it, whether a value holds to it, the way out."""
 
-    Attributes
-    ----------
-    size
-        Volumes.
-    method
-        ``kmeans``, ``uniform`` or ``geometric``.
-    exclude_particles
-        File of rows that are left out, or None.
-    maps
-        Directory of cryoDRGN's ``kmeansK``, whose sketch and maps are taken instead.
-    quality_groups, quality_members
-        Groups, and further members of each, decoded to compare volumes within a group.
-    added
-        Particles that a sketch has grown by.
-    seed
-        Of all random numbers of the sketch.
+    says: str
+    holds: Callable[[Any], bool]
+    way_out: str
+    named: bool = False
+    """Whether the error gives the value by the option's name."""
+    choices: tuple[str, ...] = ()
+    """The words that hold, where they are few."""
+
+
+class Option(NamedTuple):
+    """One thing that can be chosen, as its field declares it."""
+
+    name: str
+    default: Any
+    kind: Any
+    """Type of the value as it is typed."""
+    help: str
+    flag: str
+    """On the command line; empty where the API alone has it."""
+    shown: str
+    """The default in words; empty for a bare flag, which is off unless given."""
+    rule: Rule | None
+    parse: Callable[[str], Any] | None
+    """Makes the value of what is typed, where that is not the value."""
+
+    def check(self, value: Any) -> None:
+        """Refuse a value that breaks the rule."""
+        if self.rule is None or (value is None and self.default is None) or self.rule.holds(value):
+            return
+        subject = (self.flag or self.name) if self.rule.named else "It"
+        shown = repr(value) if isinstance(value, str) else value
+        raise InputError(f"{self.rule.says}. {subject} is {shown}. {self.rule.way_out}.")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    shown: str | None = None,
+    kind: Any = None,
+    rule: Rule | None = None,
+    parse: Callable[[str], Any] | None = None,
+) -> Any:
+    """A field of a settings class that is an :class:`Option`.
+
+    Unless they are given the flag is made of the field's name (``--x``; ``--x/--no-x`` where it is
+    true or false), the default in words of the default, and the kind is the field's type.
     """
+    declared = {"kind": kind, "help": help, "flag": flag, "shown": shown}
+    return dataclasses.field(default=default, metadata=declared | {"rule": rule, "parse": parse})
 
-    size: int = 500
-    method: str = "kmeans"
-    exclude_particles: str | None = None
-    maps: str | None = None
-    quality_groups: int = 8
-    quality_members: int = 4
-    added: tuple[int, ...] = ()
-    seed: int = 0
+
+@cache
+def options_of(kind: type) -> dict[str, Option]:
+    """The options that a settings class declares, by the names of its fields."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        name, default, declared = field.name, field.default, dict(field.metadata)
+        flag, word = declared["flag"], name.replace("_", "-")
+        if isinstance(default, bool):
+            declared["shown"] = f"no-{word}" if flag is None else ""
+            word = f"{word}/--no-{word}"
+        elif declared["shown"] is None:
+            declared["shown"] = "none" if default in (None, ()) else f"{default}".removesuffix(".0")
+        declared["flag"] = f"--{word}" if flag is None else flag
+        declared["kind"] = declared["kind"] or field.type
+        found[name] = Option(name=name, default=default, **declared)
+    return found
+
+
+def at_least(least: int, says: str) -> Rule:
+    """A number that is not too small."""
+    return Rule(says, lambda value: bool(value >= least), f"Use {least} or more", named=True)
+
+
+def one_of(what: str, *choices: str) -> Rule:
+    """A word among a few."""
+    says = f"{what} is one of {', '.join(choices)}"
+    return Rule(says, lambda value: value in choices, "Choose one", choices=choices)
+
+
+def _numbers(text: str) -> tuple[int, ...] | None:
+    """Numbers with commas between them; None where there are none."""
+    if not text:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"states are numbers with commas, as 3,7; it is {text!r}") from None
+
+
+def _bytes(text: str) -> int:
+    from scapedist.plan import parse_bytes
+
+    return parse_bytes(text)
+
+
+def _seed() -> Any:
+    return option(0, "Of all random numbers.", rule=at_least(0, "A seed is 0 or more"))
+
+
+class Settings:
+    """Values of options, each held to its rule."""
 
     def __post_init__(self) -> None:
-        _one_of("A sketch method", self.method, METHODS)
-        _at_least("A sketch has 2 volumes or more", self.size, 2, "--sketch-size")
-        _at_least("Groups are counted from 0", self.quality_groups, 0, "quality_groups")
-        _at_least("Members are counted from 0", self.quality_members, 0, "quality_members")
-        _at_least("A seed is 0 or more", self.seed, 0, "--seed")
+        for name, declared in options_of(type(self)).items():  # type: ignore[arg-type]
+            declared.check(getattr(self, name))
 
 
 @dataclass(frozen=True)
-class GenerateSettings:
-    """How the sketch's volumes are decoded and stored.
+class SketchSettings(Settings):
+    """Which particles are decoded."""
 
-    Attributes
-    ----------
-    box_size
-        Voxels along an edge; None for the model's, at most 128.
-    pixel_size
-        Angstroms a voxel of the model's full box; None for what the CTF file says.
-    flip, invert
-        Mirror along z; change the sign of the density.
-    dtype
-        Precision of the evaluation.
-    store
-        ``volumes`` or ``masked``.
-    store_dtype
-        ``float32`` or ``float16``.
-    batch_size
-        Volumes of a batch; None for what memory allows, up to 8.
-    pilot_volumes
-        Volumes of the sketch that the mask of a masked store is made from.
-    """
-
-    box_size: int | None = None
-    pixel_size: float | None = None
-    flip: bool = False
-    invert: bool = False
-    dtype: str = "float32"
-    store: str = "volumes"
-    store_dtype: str = "float32"
-    batch_size: int | None = None
-    pilot_volumes: int = 64
-
-    def __post_init__(self) -> None:
-        _one_of("A precision", self.dtype, DTYPES)
-        _one_of("A store", self.store, ("volumes", "masked"))
-        _one_of("The type of stored volumes", self.store_dtype, ("float32", "float16"))
-        check_pixel_size(self.pixel_size)
-        if self.batch_size is not None:
-            _at_least("A batch has a volume or more", self.batch_size, 1, "--batch-size")
-        _at_least("A pilot has a volume or more", self.pilot_volumes, 1, "pilot_volumes")
+    size: int = option(
+        500,
+        "Volumes to decode.",
+        flag="--sketch-size",
+        rule=at_least(2, "A sketch has 2 volumes or more"),
+    )
+    method: str = option(
+        "kmeans",
+        "kmeans, uniform or geometric.",
+        flag="--sketch-method",
+        rule=one_of("A sketch method", "kmeans", "uniform", "geometric"),
+    )
+    exclude_particles: str | None = option(
+        None, "Rows to leave out of the sketch (.pkl, .npy or .txt).", kind=Path
+    )
+    maps: str | None = option(
+        None, "cryoDRGN's kmeansK directory: take its sketch and maps.", shown="decode", kind=Path
+    )
+    quality_groups: int = option(
+        8,
+        "Groups of particles whose volumes are compared among themselves.",
+        flag="",
+        rule=at_least(0, "Groups are counted from 0"),
+    )
+    quality_members: int = option(
+        4,
+        "Further members of each such group to decode.",
+        flag="",
+        rule=at_least(0, "Members are counted from 0"),
+    )
+    added: tuple[int, ...] = option((), "Particles that the sketch has grown by.", flag="")
+    seed: int = _seed()
 
 
 @dataclass(frozen=True)
-class MaskSettings:
-    """Which voxels are analysed.
+class GenerateSettings(Settings):
+    """How the sketch's volumes are decoded and stored."""
 
-    Attributes
-    ----------
-    mask
-        MRC file of a mask, instead of the rules below.
-    threshold
-        Density that claims a voxel; None for cryoDRGN's rule (the mean over volumes of half
-        their 99.99th percentile).
-    dilate, cosine_edge
-        Growth and soft edge, angstroms.
-    min_fraction
-        Fraction of the volumes that must claim a voxel; 0 for any one of them.
-    """
+    box_size: int | None = option(
+        None, "Voxels along an edge, even.", shown="the model's, at most 128"
+    )
+    pixel_size: float | None = option(
+        None,
+        "Å per voxel of the model's box.",
+        shown="from the CTF file",
+        rule=Rule(
+            "A pixel size is a length above 0 angstroms",
+            lambda value: bool(0 < value < math.inf),
+            "Give another --pixel-size",
+        ),
+    )
+    flip: bool = option(False, "Mirror along z.")
+    invert: bool = option(False, "Change the density's sign.")
+    dtype: str = option(
+        "float32",
+        "Precision: float32, float64, tf32 (GPU), bfloat16, float16.",
+        rule=one_of("A precision", "float64", "float32", "tf32", "bfloat16", "float16"),
+    )
+    store: str = option(
+        "volumes",
+        "volumes (whole) or masked (voxels in it).",
+        rule=one_of("A store", "volumes", "masked"),
+    )
+    store_dtype: str = option(
+        "float32",
+        "float32 or float16 on disk.",
+        rule=one_of("The type of stored volumes", "float32", "float16"),
+    )
+    batch_size: int | None = option(
+        None,
+        "Volumes of a batch.",
+        shown="8, or what memory allows",
+        rule=at_least(1, "A batch has a volume or more"),
+    )
+    pilot_volumes: int = option(
+        64,
+        "Of a masked store: volumes its mask is made from.",
+        rule=at_least(1, "A pilot has a volume or more"),
+    )
 
-    mask: str | None = None
-    threshold: float | None = None
-    dilate: float = 5.0
-    cosine_edge: float = 0.0
-    min_fraction: float = 0.0
+
+@dataclass(frozen=True)
+class MaskSettings(Settings):
+    """Which voxels are analysed: those of a file's mask, or by the rules of the other fields."""
+
+    mask: str | None = option(None, "MRC file of a mask.", shown="made from the volumes", kind=Path)
+    threshold: float | None = option(
+        None,
+        "Density that claims a voxel.",
+        shown="mean of half the 99.99th percentile",
+        rule=Rule("A threshold is a density", math.isfinite, "Give a number"),
+    )
+    dilate: float = option(5.0, "Growth of the mask, angstroms.")
+    cosine_edge: float = option(0.0, "Soft edge of the mask, angstroms.")
+    min_fraction: float = option(
+        0.0, "Fraction of volumes that must claim a voxel.", shown="0, any one"
+    )
 
     def __post_init__(self) -> None:
         lengths = (self.dilate, self.cosine_edge)
@@ -136,120 +244,98 @@ class MaskSettings:
                 f"1. They are {self.dilate}, {self.cosine_edge} and {self.min_fraction}. Give "
                 "others."
             )
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise InputError(f"A threshold is a density. It is {self.threshold}. Give a number.")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class PcaSettings:
+class PcaSettings(Settings):
     """How components are fitted.
 
-    Attributes
-    ----------
-    components
-        Number of components.
-    solver
-        ``gram``: from the matrix of the volumes' inner products; ``iteration``: from passes over
-        the volumes; ``auto``: the former where it fits the memory.
-    all_particles
-        Components of all particles' volumes, decoded in every pass, instead of the sketch's.
-    clip_negative, soft_mask
-        cryoDRGN's habits: density below zero set to zero; voxels weighted by the mask.
-    exclude_states
-        States (of the last analysis of all volumes) whose volumes are left out.
+    The solver ``gram`` goes by the matrix of the volumes' inner products, ``iteration`` by passes
+    over the volumes. States to leave out are those of the last analysis of all volumes.
     """
 
-    components: int = 20
-    solver: str = "auto"
-    all_particles: bool = False
-    clip_negative: bool = False
-    soft_mask: bool = False
-    exclude_states: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        _at_least("There is a component or more", self.components, 1, "--components")
-        _one_of("A solver", self.solver, ("auto", "gram", "iteration"))
+    components: int = option(
+        20, "Components to fit.", rule=at_least(1, "There is a component or more")
+    )
+    solver: str = option(
+        "auto",
+        "gram, iteration, or auto: what memory allows.",
+        rule=one_of("A solver", "auto", "gram", "iteration"),
+    )
+    all_particles: bool = option(
+        False, "Components of all particles: decodes each several times.", flag="--all-particles"
+    )
+    clip_negative: bool = option(False, "Set negative density to zero, as cryoDRGN does.")
+    soft_mask: bool = option(False, "Weight voxels by the mask, as cryoDRGN does.")
+    exclude_states: tuple[int, ...] = option(
+        (), "States to leave out, as 3,7.", kind=str, parse=_numbers
+    )
 
 
 @dataclass(frozen=True)
-class StatesSettings:
+class StatesSettings(Settings):
     """How volumes are grouped into states.
 
-    Attributes
-    ----------
-    states
-        Number of states.
-    linkage
-        ``average``, ``ward``, ``complete``, ``single``, or ``kmeans`` for k-means on the volumes;
-        or ``hdbscan`` for as many dense groups as there are, and volumes in no state.
-    seed
-        Of k-means.
+    The first four linkages join volumes by their distances; ``kmeans`` is k-means on the volumes,
+    ``hdbscan`` gives as many dense groups as there are, and leaves volumes in no state.
     """
 
-    states: int = 10
-    linkage: str = "average"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _one_of("A linkage", self.linkage, (*LINKAGES, "kmeans", "hdbscan"))
-        _at_least("There is a state or more", self.states, 1, "--states")
-        _at_least("A seed is 0 or more", self.seed, 0, "--seed")
+    states: int = option(10, "Number of states.", rule=at_least(1, "There is a state or more"))
+    linkage: str = option(
+        "average",
+        "average, ward, complete, single, kmeans, or hdbscan.",
+        rule=one_of("A linkage", "average", "ward", "complete", "single", "kmeans", "hdbscan"),
+    )
+    seed: int = _seed()
 
 
 @dataclass(frozen=True)
-class ReportSettings:
-    """What the report shows beyond the rest.
+class ReportSettings(Settings):
+    """What the report shows beyond the rest; a UMAP takes a minute or more."""
 
-    Attributes
-    ----------
-    umap
-        Also a UMAP of the latents (takes a minute or more).
-    """
-
-    umap: bool = False
+    umap: bool = option(False, "Also a UMAP of the latents.")
 
 
 @dataclass(frozen=True)
-class EmbedSettings:
+class EmbedSettings(Settings):
     """How every particle is put on the components.
 
-    Attributes
-    ----------
-    method
-        ``reduced``, ``exact`` or ``mlp``.
-    components
-        How many; None for all that were fitted.
-    tolerance
-        Of ``reduced``: root mean square error relative to the total standard deviation.
-    box_size
-        Of ``exact``: decode the frequencies of a smaller box alone; None for all.
-    variant
-        Of ``mlp``: ``paper`` (50 epochs, learning rate 1e-3) or ``cryodrgn`` (200, 1e-4).
-    error_bars
-        Of ``reduced``: also the posterior covariance of each particle's leading coordinates.
-    seed
-        Of all random numbers.
+    The tolerance is a root mean square error relative to the total standard deviation. The variant
+    ``paper`` trains for 50 epochs at a rate of 1e-3, ``cryodrgn`` for 200 at 1e-4.
     """
 
-    method: str = "reduced"
-    components: int | None = None
-    tolerance: float = 1e-3
-    box_size: int | None = None
-    variant: str = "paper"
-    error_bars: bool = False
-    seed: int = 0
+    method: str = option(
+        "reduced",
+        "exact, reduced or mlp.",
+        rule=one_of("An embedding's method", "reduced", "exact", "mlp"),
+    )
+    components: int | None = option(
+        None,
+        "Components.",
+        shown="all that were fitted",
+        rule=at_least(1, "There is a component or more"),
+    )
+    tolerance: float = option(
+        1e-3,
+        "Of the reduced embedding: error relative to the spread.",
+        rule=Rule(
+            "A tolerance is a fraction of the spread, between 0 and 1",
+            lambda value: bool(0 < value < 1),
+            "Give another --tolerance",
+        ),
+    )
+    box_size: int | None = option(None, "Of exact: only what a smaller box has.", shown="all")
+    variant: str = option(
+        "paper", "Of mlp: paper or cryodrgn.", rule=one_of("The MLP's variant", "paper", "cryodrgn")
+    )
+    error_bars: bool = option(
+        False, "Also each particle's posterior covariance (reduced).", flag="--error-bars"
+    )
+    seed: int = _seed()
 
     def __post_init__(self) -> None:
-        _one_of("An embedding's method", self.method, ("reduced", "exact", "mlp"))
-        _one_of("The MLP's variant", self.variant, ("paper", "cryodrgn"))
-        if self.components is not None:
-            _at_least("There is a component or more", self.components, 1, "--components")
-        _at_least("A seed is 0 or more", self.seed, 0, "--seed")
-        if not 0 < self.tolerance < 1:
-            raise InputError(
-                f"A tolerance is a fraction of the spread, between 0 and 1. It is "
-                f"{self.tolerance}. Give another --tolerance."
-            )
+        super().__post_init__()
         if self.error_bars and self.method != "reduced":
             raise InputError(
                 f"Error bars are for --method reduced. The method is {self.method}. Leave out "
@@ -263,32 +349,49 @@ class EmbedSettings:
 
 
 @dataclass(frozen=True)
-class PopulationSettings:
-    """How all particles are looked at together.
+class PopulationSettings(Settings):
+    """How all particles are looked at together."""
 
-    Attributes
-    ----------
-    groups
-        Of k-means.
-    seed
-        Of k-means.
-    """
+    groups: int = option(
+        10, "k-means groups of all particles.", rule=at_least(1, "There is a group or more")
+    )
+    seed: int = _seed()
 
-    groups: int = 10
-    seed: int = 0
 
-    def __post_init__(self) -> None:
-        _at_least("There is a group or more", self.groups, 1, "--groups")
-        _at_least("A seed is 0 or more", self.seed, 0, "--seed")
+@dataclass(frozen=True)
+class JobOptions(Settings):
+    """What a whole run is asked beside the settings of its stages."""
+
+    embedding: str | None = option(
+        None,
+        "All particles by: reduced, exact, mlp, none.",
+        flag="--embed",
+        shown="reduced; exact for few",
+        rule=one_of("An embedding of all particles", "reduced", "exact", "mlp", "none"),
+    )
+    overwrite: bool = option(False, "Replace the run that is there.", flag="--overwrite")
+
+
+@dataclass(frozen=True)
+class WorkerOptions(Settings):
+    """Where a command computes, as :func:`scapedist.workers.open_workers` takes it."""
+
+    n_workers: int | None = option(None, "Local processes.", flag="--workers", shown="one a core")
+    scheduler: str | None = option(None, "A running Dask scheduler: tcp://HOST:PORT or its file.")
+    gpus: str | None = option(
+        None, "GPUs, one worker per GPU: all, or numbers as 0,2.", shown="none, CPUs"
+    )
+    cluster: str | None = option(
+        None, "File that says where workers come from (cluster_configs).", kind=Path
+    )
+    memory_limit: int | None = option(
+        None, "What a worker may use, as 16GiB.", shown="no limit", kind=str, parse=_bytes
+    )
 
 
 def check_pixel_size(angstroms: float | None) -> None:
     """Refuse a pixel size that none can have."""
-    if angstroms is not None and not 0 < angstroms < math.inf:
-        raise InputError(
-            f"A pixel size is a length above 0 angstroms. It is {angstroms}. Give another "
-            "--pixel-size."
-        )
+    changed(GenerateSettings(), {"pixel_size": angstroms})
 
 
 def check_embedding(
@@ -327,22 +430,14 @@ def check_together(options: dict[str, dict[str, Any]]) -> None:
             raise InputError(f"{path} cannot be read: there is no such file. Give its path.")
 
 
-def check_linkage(options: dict[str, dict[str, Any]], budget: Budget) -> None:
+def check_linkage(options: dict[str, dict[str, Any]], budget: "Budget") -> None:
     """Refuse a sketch that cannot be joined within a memory, before anything is decoded."""
+    from scapedist.plan import PANEL_BYTES, plan_linkage
+
     sketch = changed(SketchSettings(), options.get("sketch", {}))
     if not sketch.maps and 8 * sketch.size**2 > PANEL_BYTES:  # of few volumes anything has room
         linkage = changed(StatesSettings(), options.get("states", {})).linkage
         plan_linkage(sketch.size, linkage, budget)
-
-
-def _at_least(rule: str, value: int, least: int, option: str) -> None:
-    if value < least:
-        raise InputError(f"{rule}. {option} is {value}. Use {least} or more.")
-
-
-def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"{what} is one of {', '.join(allowed)}. It is {value!r}. Choose one.")
 
 
 def changed(settings: S, options: dict[str, Any]) -> S:
@@ -364,7 +459,7 @@ def changed(settings: S, options: dict[str, Any]) -> S:
     return dataclasses.replace(settings, **given)  # type: ignore[type-var]
 
 
-def options_of(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:
+def those_of(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:
     """Those of some options that a kind of settings has."""
     names = {field.name for field in dataclasses.fields(kind)}
     return {name: value for name, value in options.items() if name in names}
@@ -380,7 +475,7 @@ def from_record(kind: type[S], record: dict[str, Any] | None) -> S:
 
 
 @dataclass(frozen=True)
-class NoSettings:
+class NoSettings(Settings):
     """The settings of what leaves nothing to choose."""
 
 
@@ -467,7 +562,7 @@ def by_stage(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     chosen: dict[str, dict[str, Any]] = {}
     for stage in STAGES.values():
-        chosen[stage.name] = options_of(stage.settings, options)
+        chosen[stage.name] = those_of(stage.settings, options)
     unknown = set(options).difference(*chosen.values())
     if unknown:
         raise InputError(f"No stage has the setting {sorted(unknown)[0]!r}.")

@@ -138,11 +138,10 @@ def analyze(
             on_workers(workers)
         run.generate(workers, **chosen["generate"] | chosen["mask"])
         _analyse(run, chosen, workers)
-        if embedding != "none":
-            try:
-                _embed(run, workers, embedding, tolerance, error_bars)
-            except (InputError, RunError) as error:  # the report does without; then it is told
-                failure = error
+        try:
+            _embed(run, workers, embedding, tolerance, error_bars)
+        except (InputError, RunError) as error:  # the report does without; then it is told
+            failure = error
         if workers.device != "cpu":
             report = run.report(workers, **chosen["report"])
     stop_forkserver()
@@ -175,13 +174,12 @@ def _embed(
 ) -> None:
     """All particles on the components, and a check of that on random ones."""
     from scapedist.particles.compare import CHECKED_PARTICLES
-    from scapedist.particles.embed import FEW_PARTICLES
+    from scapedist.particles.embed import embedding_of
 
-    if method is None:
-        if run.store.stages["pca"]["settings"]["clip_negative"]:
-            return
-        few = run.store.source["n_particles"] <= FEW_PARTICLES
-        method = "exact" if few and not error_bars else "reduced"
+    clipped = run.store.stages["pca"]["settings"]["clip_negative"]
+    method = embedding_of(method, run.store.source["n_particles"], error_bars, clipped)
+    if method == "none":
+        return
     options = {"method": method, "tolerance": tolerance, "error_bars": error_bars}
     run.embed(workers, strict=False, **options)
     if method != "exact":

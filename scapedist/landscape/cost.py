@@ -15,6 +15,7 @@ from scapedist.errors import InputError
 from scapedist.landscape.speed import Measured, seconds_of
 from scapedist.model.workdir import open_model
 from scapedist.particles.compare import CHECKED_PARTICLES
+from scapedist.particles.embed import embedding_of
 from scapedist.particles.exact import WRITE_ROWS
 from scapedist.particles.fit_reduced import BLOCK_BYTES, FURTHER, HELD_OUT, SKETCH_ROWS
 from scapedist.plan import (
@@ -27,7 +28,7 @@ from scapedist.plan import (
     plan_components,
     plan_linkage,
 )
-from scapedist.settings import STAGES, changed
+from scapedist.settings import STAGES, changed, check_embedding, check_together
 from scapedist.sources.decoded import plan_generation, volume_box_size
 from scapedist.stages.components import FEW_PRODUCTS, TRAVERSAL_POINTS, TRAVERSED_COMPONENTS
 from scapedist.stages.components_of_all import USUAL_PASSES
@@ -156,13 +157,14 @@ def cost_of_run(
     n_workers: int | None = None,
     memory_limit: int | None = None,
     chosen: dict[str, dict[str, Any]] | None = None,
-    embedding: str = "reduced",
+    embedding: str | None = None,
+    error_bars: bool = False,
 ) -> Cost:
     """Project a run's cost; next to nothing is decoded.
 
     Parameters
     ----------
-    workdir, epoch, output, n_workers, memory_limit, embedding
+    workdir, epoch, output, n_workers, memory_limit, embedding, error_bars
         As for :func:`scapedist.landscape.analyze`.
     chosen
         Options by stage, as :func:`scapedist.settings.by_stage` sorts them.
@@ -174,11 +176,15 @@ def cost_of_run(
     ResourceError
         Where memory or disk does not suffice, with what would.
     """
-    model, given = open_model(workdir, epoch), chosen or {}
+    given = chosen or {}
+    check_together(given)
     options = {
         name: changed(stage.settings(), given.get(name, {})) for name, stage in STAGES.items()
     }
-    sketch, generate = options["sketch"], options["generate"]
+    sketch, generate, clipped = options["sketch"], options["generate"], options["pca"].clip_negative
+    check_embedding(embedding, None, error_bars, clipped)
+    model = open_model(workdir, epoch)
+    embedding = embedding_of(embedding, len(model.latents), error_bars, clipped)
     if sketch.size > len(model.latents):
         raise InputError(
             f"A sketch has at most as many volumes as there are particles, {len(model.latents)}. "
@@ -195,7 +201,7 @@ def cost_of_run(
     free = _free_bytes(output)
     if generate.store == "volumes":
         check_disk(decoding.disk_bytes, free, str(output or "."))
-    measured = Measured(model, generate.dtype, box_size, sketch.size, options["mask"])
+    measured = Measured(model, generate, box_size, sketch.size, options["mask"])
     components = plan_components(
         sketch.size, measured.n_voxels, options["pca"].components, budget, workers,
         solver=options["pca"].solver,

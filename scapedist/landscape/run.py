@@ -27,7 +27,7 @@ from scapedist.settings import (
     SketchSettings,
     changed,
     from_record,
-    options_of,
+    those_of,
 )
 from scapedist.sources.decoded import Decoded, read_weights
 from scapedist.sources.open import maps_of, source_of_particles, source_of_sketch
@@ -111,7 +111,7 @@ class Run(Recorded):
 
         With a masked store, options of :class:`MaskSettings` are taken as well.
         """
-        of_mask = options_of(MaskSettings, options)
+        of_mask = those_of(MaskSettings, options)
         inside = self._settings("mask", of_mask)
         rest = {name: value for name, value in options.items() if name not in of_mask}
         settings = self._settings("generate", rest)

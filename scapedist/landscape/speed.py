@@ -14,10 +14,17 @@ from typing import Any
 import numpy as np
 
 from scapedist import backend
-from scapedist.analysis.mask import density_percentile, mask_from_claims, threshold_of
+from scapedist.analysis.mask import (
+    Mask,
+    check_user_mask,
+    density_percentile,
+    mask_from_claims,
+    threshold_of,
+)
+from scapedist.files.mrc import read_map
 from scapedist.model.field import Field
 from scapedist.model.workdir import Model
-from scapedist.settings import MaskSettings
+from scapedist.settings import GenerateSettings, MaskSettings
 from scapedist.workers import one_thread
 
 PILOT_SECONDS = 1.5
@@ -54,10 +61,12 @@ class Rates:
 class Measured:
     """What this machine takes for the parts of a run, from a few seconds' work."""
 
-    def __init__(self, model: Model, dtype: str, box_size: int, n: int, mask: MaskSettings) -> None:
+    def __init__(
+        self, model: Model, settings: GenerateSettings, box_size: int, n: int, mask: MaskSettings
+    ) -> None:
         self._latents, self.volume_bytes = model.latents, 4 * box_size**3
         self.start_seconds = _seconds_since_start()
-        values = Field(model.decoder, dtype=dtype)
+        values = Field(model.decoder, dtype=settings.dtype)
         lattice = values.lattice(box_size)
         self.n_frequencies, self.hidden_size = lattice.n_points, model.decoder.hidden_size
         with one_thread():
@@ -68,27 +77,32 @@ class Measured:
             volume = np.random.default_rng(0).random((box_size,) * 3, np.float32)
             self._finish = seconds_of(lambda: _finish(volume), 0.3)
             self.seconds_a_volume = self.field_seconds + self._finish
-            pixel_size = (model.pixel_size_angstroms or 1.0) * model.box_size / box_size
-            self.n_voxels = self._mask_of_a_pilot(values, box_size, n, pixel_size, mask)
+            pixel_size = settings.pixel_size or model.pixel_size_angstroms or 1.0
+            pixel_size *= model.box_size / box_size
+            sign = -1 if settings.invert else 1
+            self.n_voxels = self._voxels_of_a_mask(values, box_size, n, pixel_size, sign, mask)
             self.read_seconds = seconds_of(lambda: _read(volume), 0.2)
             self.product_rate = _products_per_second()
 
-    def _mask_of_a_pilot(
-        self, values: Field, box_size: int, n: int, pixel_size: float, mask: MaskSettings
+    def _voxels_of_a_mask(
+        self, values: Field, box_size: int, n: int, pixel_size: float, sign: int, mask: MaskSettings
     ) -> int:
-        """About how many voxels the mask of n volumes will have."""
+        """About how many voxels the mask of n volumes will have, from a pilot of them."""
+        if mask.mask is not None:
+            weights = check_user_mask(read_map(Path(mask.mask))[0], box_size, str(mask.mask))
+            return Mask.of(weights).n_voxels
         n_pilot = min(int(PILOT_SECONDS / self.seconds_a_volume), 32, n)
         if n_pilot < 2:
             return int(UNKNOWN_MASK * box_size**3)
         rows = np.linspace(0, len(self._latents) - 1, n_pilot).astype(int)
         decoded = values.volumes(self._latents[rows], box_size)
-        volumes = np.stack([backend.as_array(volume.float()).copy() for volume in decoded])
+        volumes = np.stack([sign * backend.as_array(volume.float()) for volume in decoded])
         threshold = mask.threshold
         if threshold is None:
             threshold = threshold_of(np.array([density_percentile(each) for each in volumes]))
         claims = (volumes >= threshold).sum(0, dtype=np.int32)
         rules = (mask.dilate, mask.cosine_edge, mask.min_fraction)
-        return int((mask_from_claims(claims, n_pilot, pixel_size, *rules) > 0).sum())
+        return Mask.of(mask_from_claims(claims, n_pilot, pixel_size, *rules)).n_voxels
 
     def product_seconds(self, products: float) -> float:
         """Of so many multiplications and additions in float64, on one thread."""

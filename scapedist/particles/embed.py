@@ -24,6 +24,17 @@ MLP_VARIANTS = {"paper": (50, 1e-3), "cryodrgn": (200, 1e-4)}
 """Epochs and learning rate."""
 
 
+def embedding_of(
+    method: str | None, n_particles: int, error_bars: bool, clip_negative: bool
+) -> str:
+    """How all particles are put on the components: as asked, or as it is done for so many."""
+    if method is not None:
+        return method
+    if clip_negative:
+        return "none"
+    return "exact" if n_particles <= FEW_PARTICLES and not error_bars else "reduced"
+
+
 def embed_method(settings: EmbedSettings) -> str:
     """The name under which a method's results lie."""
     return settings.method if settings.box_size is None else f"exact_{settings.box_size}"

@@ -118,6 +118,9 @@ def test_a_sample_below_zero(scapedist, run):
         ["--store", "zip"],
         ["--store-dtype", "int8"],
         ["--batch-size", 0],
+        ["--min-fraction", 2],
+        ["--mask", "none.mrc"],
+        ["--clip-negative", "--error-bars"],
     ],
 )
 def test_a_plan_of_what_cannot_be(scapedist, adk_workdir, option):

@@ -2,10 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
+from random_model import copy_with_particles
 
-from scapedist.errors import ResourceError
-from scapedist.landscape import analyze, cost
+from scapedist.errors import InputError, ResourceError
+from scapedist.files.mrc import write_map
+from scapedist.landscape import analyze, cost, speed
 from scapedist.plan import (
     GIB,
     IMPORT_BYTES,
@@ -107,3 +110,47 @@ def test_more_volumes_cost_more(adk_workdir):
     assert many.here_bytes <= GIB
     assert few.voxels == pytest.approx(4244, rel=0.4)
     assert few.whole_seconds > few.exact_seconds > 0
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Plans that take a volume to be decoded in a millisecond."""
+    monkeypatch.setattr(speed, "seconds_of", lambda call, at_least: 1e-3)
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_plan_takes_the_mask(adk_workdir, tmp_path):
+    def voxels(**options):
+        chosen = by_stage({"size": 20, "box_size": 16} | options)
+        return cost.cost_of_run(adk_workdir, 14, None, 1, None, chosen, "none").voxels
+
+    usual = voxels()
+    assert voxels(dilate=20.0) > usual
+    assert voxels(threshold=1e-3) > usual > voxels(min_fraction=1.0)
+    assert voxels(pixel_size=1.0) > usual  # of smaller voxels the same length has more
+    assert voxels(invert=True) != usual
+    weights = np.zeros((16, 16, 16), np.float32)
+    weights[3:8, 3:8, 3:8] = 0.5
+    write_map(tmp_path / "mask.mrc", weights, 7.5)
+    assert voxels(mask=tmp_path / "mask.mrc") == 125
+    write_map(tmp_path / "mask.mrc", weights[:8, :8, :8], 7.5)
+    with pytest.raises(InputError, match="A mask has the box of the volumes, 16"):
+        voxels(mask=tmp_path / "mask.mrc")
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize(
+    ("options", "error_bars", "method"),
+    [({}, False, "exact"), ({}, True, "reduced"), ({"clip_negative": True}, False, None)],
+)
+def test_a_plan_embeds_as_the_run_does(
+    adk_workdir, tmp_path, monkeypatch, options, error_bars, method
+):
+    few = copy_with_particles(adk_workdir, 14, slice(60), tmp_path / "model")
+    found = []
+    monkeypatch.setattr(
+        cost, "_embedding", lambda *given: found.append(given[1]) or cost.StageCost(0, 0, 0, 0)
+    )
+    chosen = by_stage({"size": 20, "box_size": 16} | options)
+    cost.cost_of_run(few, 14, None, 1, None, chosen, error_bars=error_bars)
+    assert found == ([method] if method else [])

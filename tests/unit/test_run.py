@@ -231,6 +231,11 @@ def test_a_masked_store_gives_the_same_components(adk_workdir, finished, tmp_pat
         masked.mask(dilate=20.0)
     assert "mask" in masked.store.stages
     assert verify(masked, 1).sound
+    record = masked.store.stages["generate"]
+    record["results"]["mask"]["of_a_newer_version"] = 1
+    masked.store.finish_stage("generate", record)
+    with pytest.raises(RunError, match="one mask only"):
+        masked.mask(dilate=20.0)
 
 
 def test_lower_precision_is_recorded_with_its_error(adk_workdir, tmp_path):
