@@ -364,7 +364,7 @@ def plan(
     ] = None,
     options: Annotated[
         Given,
-        taken(SketchSettings, "size"),
+        taken(SketchSettings, "size", "method"),
         taken(GenerateSettings, but="flip"),
         taken(MaskSettings),
         taken(PcaSettings, "clip_negative", "components", "solver"),
@@ -476,7 +476,7 @@ def _print_table(rows: Iterable[Sequence[str]], title: str | None = None) -> Non
 
 
 def _angstroms(size: float | None) -> str:
-    return "unknown" if size is None else f"{size:.4g} A"
+    return "unknown" if size is None else f"{size:.4g} Å"
 
 
 class _Reporter:

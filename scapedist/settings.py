@@ -184,7 +184,7 @@ class GenerateSettings(Settings):
         "Å per voxel of the model's box.",
         shown="from the CTF file",
         rule=Rule(
-            "A pixel size is a length above 0 angstroms",
+            "A pixel size is a length above 0 Å",
             lambda value: bool(0 < value < math.inf),
             "Give another --pixel-size",
         ),
@@ -230,8 +230,8 @@ class MaskSettings(Settings):
         shown="mean of half the 99.99th percentile",
         rule=Rule("A threshold is a density", math.isfinite, "Give a number"),
     )
-    dilate: float = option(5.0, "Growth of the mask, angstroms.")
-    cosine_edge: float = option(0.0, "Soft edge of the mask, angstroms.")
+    dilate: float = option(5.0, "Growth of the mask, Å.")
+    cosine_edge: float = option(0.0, "Soft edge of the mask, Å.")
     min_fraction: float = option(
         0.0, "Fraction of volumes that must claim a voxel.", shown="0, any one"
     )
@@ -240,7 +240,7 @@ class MaskSettings(Settings):
         lengths = (self.dilate, self.cosine_edge)
         if not all(0 <= length < math.inf for length in lengths) or not 0 <= self.min_fraction <= 1:
             raise InputError(
-                "Dilation and edge are 0 angstroms or more, the fraction of volumes is from 0 to "
+                "Dilation and edge are 0 Å or more, the fraction of volumes is from 0 to "
                 f"1. They are {self.dilate}, {self.cosine_edge} and {self.min_fraction}. Give "
                 "others."
             )
@@ -422,7 +422,7 @@ def check_together(options: dict[str, dict[str, Any]]) -> None:
     size, states = chosen["sketch"].size, chosen["states"].states
     if states > size and not chosen["sketch"].maps:
         raise InputError(
-            f"There are at most as many states as volumes, {size}. {states} were asked for. "
+            f"{states} states were requested, but there are only {size} volumes. "
             f"Use --states {size} or less, or a larger --sketch-size."
         )
     for path in (chosen["mask"].mask, chosen["sketch"].exclude_particles):

@@ -222,7 +222,7 @@ def cost_of_run(
     stages = {
         "start": StageCost(measured.start_seconds * (1 if alone else 2.2), base, work, 0),
         "sketch": StageCost(
-            sketch_seconds(model.latents, n),
+            sketch_seconds(model.latents, n, sketch.method),
             base + 8 * particles * (model.latents.shape[1] * 4 + 4), 0,
             4 * particles * (model.latents.shape[1] + 1),
         ),
@@ -265,14 +265,16 @@ def cost_of_run(
     return cost
 
 
-def sketch_seconds(latents: np.ndarray, n: int) -> float:
-    """Seconds of a k-means sketch of n volumes, from a short measurement."""
+def sketch_seconds(latents: np.ndarray, n: int, method: str = "kmeans") -> float:
+    """Seconds to make a sketch of n volumes by a method, from a short measurement."""
     latents, rng = latents.astype(np.float64), np.random.default_rng(0)
     centers = latents[rng.choice(len(latents), n, replace=False)]
     some = latents[rng.choice(len(latents), min(len(latents), 10_000), replace=False)]
     tree = seconds_of(lambda: nearest_center(centers, some[:1]), 0.1)
     found = seconds_of(lambda: nearest_center(centers, some), 0.2) - tree
     found *= QUERY_SHARE * len(latents) / len(some)
+    if method != "kmeans":
+        return tree + found  # every particle goes to its nearest representative, once
     seconds = (MAX_ITERATIONS + 1) * (tree + found)
     if n <= PLUSPLUS_LIMIT:
         step = seconds_of(lambda: np.cumsum(np.square(latents).sum(1)), 0.1)

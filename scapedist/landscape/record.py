@@ -20,6 +20,7 @@ from scapedist.settings import (
     SketchSettings,
     changed,
     from_record,
+    options_of,
 )
 from scapedist.store import Begin, Progress, RunStore
 
@@ -57,11 +58,11 @@ class Recorded:
 
     def _settings(self, stage: str, options: dict[str, Any]) -> Any:
         """The stage's last settings (or the defaults) with the options given."""
-        for name in ("mask", "exclude_particles", "maps"):
-            if options.get(name):
+        kind = STAGES[stage].settings
+        for name, declared in options_of(kind).items():  # type: ignore[arg-type]
+            if declared.kind is Path and options.get(name):
                 options[name] = str(Path(options[name]).resolve())
-        last = from_record(STAGES[stage].settings, self.store.last_settings(stage))
-        return changed(last, options)
+        return changed(from_record(kind, self.store.last_settings(stage)), options)
 
     def _fingerprint(self, stage: str, settings: Any, inputs: dict[str, Any]) -> str:
         """Of all that a stage's results depend on."""

@@ -18,13 +18,13 @@ from scapedist.analysis.mask import (
     Mask,
     check_user_mask,
     density_percentile,
-    mask_from_claims,
     threshold_of,
 )
 from scapedist.files.mrc import read_map
 from scapedist.model.field import Field
 from scapedist.model.workdir import Model
 from scapedist.settings import GenerateSettings, MaskSettings
+from scapedist.stages.mask import weights_of
 from scapedist.workers import one_thread
 
 PILOT_SECONDS = 1.5
@@ -101,8 +101,7 @@ class Measured:
         if threshold is None:
             threshold = threshold_of(np.array([density_percentile(each) for each in volumes]))
         claims = (volumes >= threshold).sum(0, dtype=np.int32)
-        rules = (mask.dilate, mask.cosine_edge, mask.min_fraction)
-        return Mask.of(mask_from_claims(claims, n_pilot, pixel_size, *rules)).n_voxels
+        return Mask.of(weights_of(claims, n_pilot, pixel_size, mask)).n_voxels
 
     def product_seconds(self, products: float) -> float:
         """Of so many multiplications and additions in float64, on one thread."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scapedist.analysis.sketch import Sketch
 from scapedist.errors import InputError
 from scapedist.model.decoder import check_dtype
-from scapedist.settings import GenerateSettings
+from scapedist.settings import GenerateSettings, SketchSettings
 from scapedist.sources.decoded import Decoded, read_weights, volume_box_size
 from scapedist.sources.maps import Maps, open_ensemble
 from scapedist.sources.source import Source
@@ -19,6 +20,13 @@ from scapedist.workers import Workers
 
 if TYPE_CHECKING:
     from scapedist.model.workdir import Model
+
+
+def given_sketch(settings: SketchSettings, n_particles: int) -> Sketch | None:
+    """The sketch that comes with volumes made already; None where one is to be chosen."""
+    if settings.maps is None:
+        return None
+    return open_ensemble(Path(settings.maps), n_particles).sketch
 
 
 def maps_of(store: RunStore) -> str | None:

@@ -66,21 +66,28 @@ def make_mask(
         claims = np.zeros((box_size,) * 3, np.int32)
         for block in _blocks(volumes, "masking", progress):
             claims += (block >= threshold).sum(0, dtype=np.int32)
-        pixel_size = store.source["pixel_size_angstroms"] or 1.0
-        weights = masks.mask_from_claims(
-            claims,
-            volumes.shape[0],
-            pixel_size,
-            settings.dilate,
-            settings.cosine_edge,
-            settings.min_fraction,
-        )
+        pixel_size = store.source["pixel_size_angstroms"]
+        weights = weights_of(claims, volumes.shape[0], pixel_size, settings)
         begin()
         fractions = (claims / volumes.shape[0]).astype(np.float32)
         store.write("mask_claims", fractions, ("z", "y", "x"))
     store.write("mask", weights, ("z", "y", "x"))
     store.array("mask").attrs["threshold"] = threshold
     return weights
+
+
+def weights_of(
+    claims: np.ndarray, n_volumes: int, pixel_size_angstroms: float | None, settings: MaskSettings
+) -> np.ndarray:
+    """A mask (d, d, d) float32 from how many volumes claim each voxel, by the settings' rules."""
+    return masks.mask_from_claims(
+        claims,
+        n_volumes,
+        pixel_size_angstroms or 1.0,
+        settings.dilate,
+        settings.cosine_edge,
+        settings.min_fraction,
+    )
 
 
 def _check_masked_store(store: RunStore, settings: MaskSettings) -> np.ndarray:

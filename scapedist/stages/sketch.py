@@ -11,7 +11,7 @@ from scapedist.analysis.sketch import grow_sketch, quality_sample
 from scapedist.errors import RunError
 from scapedist.files.particle_lists import read_indices
 from scapedist.settings import SketchSettings
-from scapedist.sources.maps import open_ensemble
+from scapedist.sources.open import given_sketch
 from scapedist.store import Begin, RunStore
 from scapedist.workers import Workers
 from scapedist.workers.one import sketch_by
@@ -25,8 +25,9 @@ def choose_particles(
     excluded = None
     if settings.exclude_particles:
         excluded = read_indices(Path(settings.exclude_particles), len(latents))
-    if settings.maps:
-        chosen = open_ensemble(Path(settings.maps), len(latents)).sketch
+    given = given_sketch(settings, len(latents))
+    if given is not None:
+        chosen = given
         group, particle = np.zeros(0, np.int32), np.zeros(0, np.int64)
     else:
         chosen = sketch_by(workers)(

@@ -66,8 +66,8 @@ def find_states(
     occupancy = store.read("sketch/occupancy")
     if settings.states > len(members):
         raise InputError(
-            f"There are at most as many states as volumes, {len(members)}. {settings.states} "
-            f"were asked for. Use --states {len(members)} or less."
+            f"{settings.states} states were requested, but there are only {len(members)} volumes. "
+            f"Use --states {len(members)} or less."
         )
     found = _grouped(store, settings, workers)
     begin()

@@ -210,8 +210,8 @@ def test_no_sketch_of_cryodrgn(refused, adk_workdir, tmp_path):
         (["--store", "zip"], "one of volumes, masked. It is 'zip'"),
         (["--store-dtype", "int8"], "one of float32, float16. It is 'int8'"),
         (["--batch-size", 0], "--batch-size is 0"),
-        (["--pixel-size", 0], "above 0 angstroms"),
-        (["--pixel-size", "nan"], "above 0 angstroms"),
+        (["--pixel-size", 0], "above 0 Å"),
+        (["--pixel-size", "nan"], "above 0 Å"),
     ],
 )
 def test_a_decoding_that_cannot_be(refused, scapedist, adk_workdir, tmp_path, option, message):
@@ -485,8 +485,8 @@ def test_masks_that_are_none(refused, run, tmp_path, mask, message):
     [
         (["--threshold", 1e9], "Not one is claimed by 0 of 12 volumes"),
         (["--threshold", "nan"], "A threshold is a density. It is nan"),
-        (["--dilate", -1], "0 angstroms or more"),
-        (["--cosine-edge", -1], "0 angstroms or more"),
+        (["--dilate", -1], "0 Å or more"),
+        (["--cosine-edge", -1], "0 Å or more"),
         (["--min-fraction", 1.5], "from 0 to 1.* 1.5"),
         (["--min-fraction", "nan"], "from 0 to 1"),
     ],

@@ -133,7 +133,7 @@ def test_a_plan_of_what_cannot_be(scapedist, adk_workdir, option):
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_mask_without_end(refused, run, option, value):
     before = content(run)
-    refused("angstroms", "mask", run, option, value)
+    refused("Å", "mask", run, option, value)
     assert content(run) == before
 
 

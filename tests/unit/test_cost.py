@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from random_model import copy_with_particles
 
+from scapedist.analysis.sketch import METHODS
 from scapedist.errors import InputError, ResourceError
 from scapedist.files.mrc import write_map
 from scapedist.landscape import analyze, cost, speed
@@ -110,6 +111,11 @@ def test_more_volumes_cost_more(adk_workdir):
     assert many.here_bytes <= GIB
     assert few.voxels == pytest.approx(4244, rel=0.4)
     assert few.whole_seconds > few.exact_seconds > 0
+
+
+def test_a_sketch_without_k_means_costs_less(adk):
+    times = {method: cost.sketch_seconds(adk.latents, 500, method) for method in METHODS}
+    assert times["kmeans"] > 5 * max(times["uniform"], times["geometric"]) > 0
 
 
 @pytest.fixture
