@@ -6,14 +6,12 @@ Needs torch and CuPy, the repository, and at most 8 minutes; cuML and Zarr are u
 installed. Nothing is installed or changed. Every section stands alone: one that fails is told
 below the table and the others go on. Weights are random (what decoding costs does not depend on
 them), sizes are those of the paper: 344,069 particles, box 128, three hidden layers of 1,024, a
-mask of 162,210 voxels.
-
-``--size tiny`` runs the same code in seconds, on the CPU where there is no GPU.
+mask of 162,210 voxels. ``--size tiny`` runs the same code in seconds, on the CPU where there is no
+GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
 import sys
@@ -33,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # the repository need not be installed
     sys.path.insert(0, str(ROOT))
 
-from machine import describe, print_table, write_json  # noqa: E402
+import harness  # noqa: E402
+from harness import Row, Table, exhaust  # noqa: E402
 
 from scapedist import backend  # noqa: E402
 from scapedist.analysis.eigen import leading_eigenpairs  # noqa: E402
@@ -44,6 +43,16 @@ from scapedist.analysis.project import Frame, ReducedMap  # noqa: E402
 from scapedist.model.decoder import Decoder  # noqa: E402
 from scapedist.model.field import Field, free_bytes  # noqa: E402
 
+TITLE = "One look at a GPU"
+TABLES = (
+    Table("rows", "section | what | value | unit | wanted | verdict"),
+    Table("failures", "section | error", "FAILED:"),
+)
+OUTPUT = Path("benchmarks/results/gpu_check.json")
+OPTIONS: dict[str, Row] = {
+    "--device": {"choices": ("cuda", "cpu"), "help": "default: a GPU where there is one"},
+    "--seconds": {"type": float, "default": 420, "help": "after which nothing new is begun"},
+}
 PARTICLES = 344_069
 MINUTES_EXACT, MINUTES_REDUCED, FRACTION = 45, 2, 0.6
 """What is to be reached at the paper's size: both embeddings of all particles, and the part of the
@@ -111,7 +120,7 @@ class Check:
     size: Size
     device: str
     deadline: float
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     matrix_tflops: dict[str, float] = field(default_factory=dict)
     exact_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -133,16 +142,8 @@ class Check:
         if wanted is not None:
             good = value >= wanted if unit == "fraction" else value <= wanted
             verdict = "ok" if good else "MISSED"
-        self.rows.append(
-            {
-                "section": section,
-                "what": what,
-                "value": float(value),
-                "unit": unit,
-                "wanted": "" if wanted is None else wanted,
-                "verdict": verdict,
-            }
-        )
+        row = {"section": section, "what": what, "value": float(value), "unit": unit}
+        self.rows.append(row | {"wanted": "" if wanted is None else wanted, "verdict": verdict})
         print(f"{section}: {what}: {value:.5g} {unit} {verdict}", flush=True)
 
     def seconds(self, work: Callable[[], Any], repeats: int = 5) -> float:
@@ -202,20 +203,14 @@ def latents_of(n: int, zdim: int = 8) -> np.ndarray:
 def matrix_rate(check: Check) -> None:
     """The card's own rate in each precision, for a square product and one of the decode's shape."""
     n, width = check.size.matrix, check.size.width
-    kinds = {
-        "float32": torch.float32,
-        "tf32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }
     for name in check.dtypes:
+        dtype = getattr(torch, "float32" if name == "tf32" else name)
         with matmul_precision(name):
             for m, k in ((n, n), (8 * n, width)):
                 left, right = (
-                    torch.randn(shape, device=check.device).to(kinds[name])
-                    for shape in ((m, k), (k, k))
+                    torch.randn(shape, device=check.device).to(dtype) for shape in ((m, k), (k, k))
                 )
-                out = torch.empty((m, k), dtype=kinds[name], device=check.device)
+                out = torch.empty((m, k), dtype=dtype, device=check.device)
                 seconds = check.seconds(partial(torch.mm, left, right, out=out), 9)
                 rate = 2 * m * k * k / seconds / 1e12
                 check.add("matrix rate", f"{name}, ({m}, {k}) x ({k}, {k})", rate, "TFLOP/s")
@@ -266,8 +261,7 @@ def decoding(check: Check) -> None:
 
 def decode_all(of: Field, n: int) -> None:
     """Decode n volumes, one after the other."""
-    for _ in of.volumes(latents_of(n, of.decoder.zdim)):
-        pass
+    exhaust(of.volumes(latents_of(n, of.decoder.zdim)))
 
 
 def blocks(check: Check) -> None:
@@ -341,6 +335,29 @@ def exact(check: Check) -> None:
         check.add("exact", f"{dtype}: {PARTICLES} particles", minutes, "minutes", wanted)
 
 
+def map_of_any_values(
+    points: np.ndarray,
+    n_hidden: int,
+    width: int,
+    r: int = 20,
+    device: str = "cpu",
+    dtype: Any = np.float64,
+) -> ReducedMap:
+    """A map of the right shapes: what it costs does not depend on its values."""
+    n_values = 2 * len(points)
+    n_features = n_values + n_hidden * width
+    shapes: tuple[Any, ...] = ((r, n_values), n_values, r, n_values)
+    ones = (backend.to_device(np.ones(shape, dtype), device) for shape in shapes)
+    model = FieldModel(*ones)
+    tensors = (
+        torch.zeros(n_features, device=device),
+        torch.ones((n_features, r), device=device),
+        torch.zeros(r, device=device),
+    )
+    rules = Calibration(1.0, 1.0, 1.0)
+    return ReducedMap(points, n_hidden, *tensors, model, model, rules)
+
+
 def reduced(check: Check) -> None:
     """Embedding from a few points: the rate, and the parts of building a map."""
     size, dtype = check.size, "bfloat16"
@@ -348,17 +365,8 @@ def reduced(check: Check) -> None:
     coordinates = decoder.lattice().coordinates
     points = np.ascontiguousarray(coordinates[rng.choice(len(coordinates), size.points)])
     n_hidden = max(1, min(size.points, 2**18 // size.width))
-    n_values, r = 2 * len(points), size.components
-    n_features = n_values + n_hidden * size.width
-    shapes: tuple[Any, ...] = ((r, n_values), n_values, r, n_values)
-    model = FieldModel(*(check.array(np.ones(shape, np.float32)) for shape in shapes))
-    tensors = (
-        torch.zeros(n_features, device=check.device),
-        torch.ones((n_features, r), device=check.device),
-        torch.zeros(r, device=check.device),
-    )
-    rules = Calibration(1.0, 1.0, 1.0)
-    by_points = ReducedMap(points, n_hidden, *tensors, model, model, rules)
+    r, of_device = size.components, check.device
+    by_points = map_of_any_values(points, n_hidden, size.width, r, of_device, np.float32)
     for name in dict.fromkeys(("float32", "tf32", dtype)):
         if name not in check.dtypes:
             continue
@@ -387,13 +395,8 @@ def reduced(check: Check) -> None:
     decoded = 100 + size.training - size.training // 3  # held out, and beyond the sketch
     setup = kernel_seconds + 5 * ridge_seconds + decoded * check.exact_seconds.get(dtype, 0.0)
     check.add("reduced", f"setup, {decoded} volumes decoded", setup, "s")
-    check.add(
-        "reduced",
-        f"{PARTICLES} particles with setup",
-        (embedding + setup) / 60,
-        "minutes",
-        MINUTES_REDUCED,
-    )
+    minutes = (embedding + setup) / 60
+    check.add("reduced", f"{PARTICLES} particles with setup", minutes, "minutes", MINUTES_REDUCED)
 
 
 def landscape(check: Check) -> None:
@@ -618,59 +621,27 @@ SECTIONS = (
 )
 
 
-def run(
-    size: str, output: Path | None = None, device: str | None = None, seconds: float = 420
-) -> dict[str, Any]:
-    """Run all sections, print the table, write JSON.
-
-    Parameters
-    ----------
-    size
-        ``tiny`` or ``full``.
-    output
-        Of the JSON.
-    device
-        ``cuda``, ``cpu``, or None for a GPU where there is one.
-    seconds
-        After which no section begins anything new.
-    """
+def run(size: str, device: str | None = None, seconds: float = 420) -> Row:
+    """Rows and failures of all sections; none begins anything new after some seconds."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check = Check(SIZES[size], device, time.perf_counter() + seconds)
-    failures = {}
+    failures: list[Row] = []
     for section in SECTIONS:
-        start = time.perf_counter()
+        start, name = time.perf_counter(), section.__name__
         if start > check.deadline:
-            failures[section.__name__] = "no time was left"
+            failures.append({"section": name, "error": "no time was left"})
             continue
         try:
             section(check)
         except Exception as error:  # the others are worth having all the same
-            failures[section.__name__] = f"{type(error).__name__}: {error}"
+            failures.append({"section": name, "error": f"{type(error).__name__}: {error}"})
             traceback.print_exc()
         release(check)
-        print(f"-- {section.__name__}: {time.perf_counter() - start:.1f} s", flush=True)
-    print_table(check.rows)
-    for name, failure in failures.items():
-        print(f"FAILED {name}: {failure}")
-    results = {"machine": describe(), "size": size, "device": device, "particles": PARTICLES}
-    results |= {"rows": check.rows, "failures": failures}
-    if output is not None:
-        write_json(output, results)
-    return results
-
-
-def main() -> None:
-    """Run from the command line; exit code 1 where a section failed or a target was missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gpu_check.json"))
-    parser.add_argument("--device", choices=("cuda", "cpu"))
-    parser.add_argument("--seconds", type=float, default=420)
-    arguments = parser.parse_args()
-    found = run(arguments.size, arguments.output, arguments.device, arguments.seconds)
-    missed = [row for row in found["rows"] if row["verdict"] == "MISSED"]
-    sys.exit(1 if found["failures"] or missed else 0)
+        print(f"-- {name}: {time.perf_counter() - start:.1f} s", flush=True)
+    return {"device": device, "particles": PARTICLES, "rows": check.rows, "failures": failures}
 
 
 if __name__ == "__main__":
-    main()
+    found = harness.main("gpu_check")
+    missed = [row for row in found["rows"] if row["verdict"] == "MISSED"]
+    sys.exit(1 if found["failures"] or missed else 0)

@@ -12,9 +12,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from harness import Row
 
 from scapedist.landscape.embed import REDUCED_ROWS
 from scapedist.model.lattice import make_lattice
@@ -38,10 +38,8 @@ class Costs:
         Of a worker; copies from a GPU are made beside decoding.
     disk_bytes_a_second
         All workers together; infinite where nothing is written.
-    task_seconds
-        The scheduler's, one task after the other.
-    startup_seconds
-        Until all workers compute.
+    task_seconds, startup_seconds
+        The scheduler's, one task after the other; until all workers compute.
     """
 
     volume_seconds: float
@@ -110,34 +108,32 @@ def batch_of(job: str, device: str) -> int:
     return REDUCED_ROWS[device] if job == "reduced" else BATCH_VOLUMES[device]
 
 
-def fit(found: dict[str, Any], page_cache: float) -> dict[str, Costs]:
+def empty_of(found: Row, job: str, device: str) -> Row:
+    """The row of a job's empty tasks, as large as a device's."""
+    (row,) = (r for r in found["overhead"] if (r["job"], r["batches_of"]) == (job, device))
+    return row
+
+
+def fit(found: Row, page_cache: float) -> dict[str, Costs]:
     """A case's costs by job, from one worker's times and from empty tasks; completes these."""
     costs = {}
     for row in (row for row in found["scaling"] if row["workers"] == 1):
-        (empty,) = (
-            line
-            for line in found["overhead"]
-            if (line["job"], line["batches_of"]) == (row["job"], found["device"])
-        )
+        empty = empty_of(found, row["job"], found["device"])
         # this process begins at once, a GPU's not
         start = empty["start_seconds"] if found["device"] == "cuda" else 0.0
         weak = row["particles"] // max(found["connect_seconds"])
         times = {row["particles"]: row["seconds"], weak: row["weak_seconds"]}
         slope = statistics.mean((seconds - start) / n for n, seconds in times.items())
-        batch = slope * empty["particles"]
         for name in ("task", "client_cpu"):
             seconds = empty[f"{name}_seconds"]
-            empty[f"{name}_fraction"] = seconds / (seconds + batch)
-        costs[row["job"]] = Costs(
-            slope,
-            disk_bytes_a_second=page_cache if row["job"] == "generate" else math.inf,
-            task_seconds=empty["client_cpu_seconds"],
-            startup_seconds=empty["start_seconds"],
-        )
+            empty[f"{name}_fraction"] = seconds / (seconds + slope * empty["particles"])
+        disk = page_cache if row["job"] == "generate" else math.inf
+        shared = (empty["client_cpu_seconds"], empty["start_seconds"])
+        costs[row["job"]] = Costs(slope, 0.0, disk, *shared)
     return costs
 
 
-def check(found: dict[str, Any], costs: dict[str, Costs]) -> list[dict[str, Any]]:
+def check(found: Row, costs: dict[str, Costs]) -> list[Row]:
     """The model's times of more workers than it was fitted to, beside the measured ones.
 
     ``on_machine``: with volumes as much slower as processes side by side are on these cores.
@@ -164,10 +160,8 @@ class Given:
 
     Attributes
     ----------
-    decode_seconds
-        Of a volume of the paper's model, a worker.
-    matrix_tflops
-        Rate at which a worker multiplies matrices.
+    decode_seconds, matrix_tflops
+        Of a volume of the paper's model, a worker; rate at which a worker multiplies matrices.
     copy_gigabytes, disk_gigabytes
         A second: from a GPU to its host; to the disk by all workers.
     """
@@ -187,11 +181,7 @@ def paper_flops(n_points: int) -> dict[str, int]:
     """Operations behind the first layer for a volume of the paper's model, or at some points."""
     at_point = 2 * (PAPER_LAYERS * PAPER_WIDTH**2 + 2 * PAPER_WIDTH)
     volume = make_lattice("fourier_sphere", PAPER_BOX, PAPER_BOX, 0.5, 0.0, None).n_points
-    return {
-        "exact": volume * at_point,
-        "generate": volume * at_point,
-        "reduced": n_points * at_point,
-    }
+    return {job: at_point * (n_points if job == "reduced" else volume) for job in JOBS}
 
 
 def paper_seconds(
@@ -199,16 +189,9 @@ def paper_seconds(
 ) -> tuple[dict[str, float], str]:
     """A worker's seconds for a particle of the paper's model, by job, and from what.
 
-    Parameters
-    ----------
-    given
-        Of these the seconds count first, then the matrix rate.
-    flops
-        Operations for a particle, by job.
-    rates
-        Operations a second that one worker of this benchmark reached, by job.
-    on_gpu
-        Seconds for a volume that this GPU took, where there is one.
+    Of what is given the seconds count first, then the matrix rate; then the seconds for a volume
+    that this GPU took, where there is one; then the ``rates``, operations a second by job that one
+    worker of this benchmark reached.
     """
     seconds, basis = given.decode_seconds, "projected, seconds a volume given"
     if seconds is None and given.matrix_tflops is not None:
@@ -221,21 +204,11 @@ def paper_seconds(
     return {job: seconds * flops[job] / flops["exact"] for job in JOBS}, basis
 
 
-def paper(
-    first: dict[str, Any], disk: float, rates: dict[str, float], given: Given
-) -> dict[str, Any]:
+def paper(first: Row, disk: float, rates: dict[str, float], given: Given) -> Row:
     """The paper's jobs on more workers: costs, where each is from, times, what saturates first.
 
-    Parameters
-    ----------
-    first
-        What was measured of a case that has all jobs.
-    disk
-        Bytes a second, down to the disk of this machine.
-    rates
-        As in :func:`paper_seconds`.
-    given
-        Of other machines.
+    From what was measured of a case that has all jobs (``first``), the bytes a second down to the
+    disk of this machine, and rates as in :func:`paper_seconds`.
     """
     flops = paper_flops(first["points"]["reduced"])
     seconds, basis = paper_seconds(given, flops, rates, first.get("decode_seconds"))
@@ -248,28 +221,20 @@ def paper(
     disks = "disk of this machine"
     if given.disk_gigabytes is not None:
         disk, disks = 1e9 * given.disk_gigabytes, "disk given"
-    most = max(first["connect_seconds"])
-    result: dict[str, Any] = {"workers": "GPUs" if device == "cuda" else "CPU workers"}
-    result |= {"basis": basis, "costs": {}, "work": {}, "rows": []}
+    startup = first["connect_seconds"][max(first["connect_seconds"])] + first["warm_seconds"]
+    result: Row = {"workers": "GPUs" if device == "cuda" else "CPU workers"}
+    result |= {"basis": basis, "costs": {}, "rows": []}
     for job in JOBS:
-        (empty,) = (
-            line for line in first["overhead"] if (line["job"], line["batches_of"]) == (job, device)
-        )
-        writes = job == "generate"
-        costs = Costs(
-            seconds[job],
-            copy_seconds=stored / copy if copy and writes else 0.0,
-            disk_bytes_a_second=disk if writes else math.inf,
-            task_seconds=empty["client_cpu_seconds"],
-            startup_seconds=first["connect_seconds"][most] + first["warm_seconds"],
-        )
+        writes, task = job == "generate", empty_of(first, job, device)["client_cpu_seconds"]
+        of_writing = (stored / copy if copy else 0.0, disk) if writes else (0.0, math.inf)
+        costs = Costs(seconds[job], *of_writing, task, startup)
         work = Work(PAPER[job], batch_of(job, device), stored if writes else 0)
         full, at = next(iter(saturation(costs, work).items()))
-        result["costs"][job], result["work"][job] = plain(costs), dataclasses.asdict(work)
+        result["costs"][job] = plain(costs)
         for n in PROJECTED:
-            busy = resources(costs, work, n) | {"startup": costs.startup_seconds}
+            busy = resources(costs, work, n) | {"startup": startup}
             seconds_all = predict(costs, work, n)
-            row = {"job": job, "particles": work.n_volumes, "workers": n}
+            row: Row = {"job": job, "particles": work.n_volumes, "workers": n}
             row |= {"hours": seconds_all / 3600, "limit": max(busy, key=busy.__getitem__)}
             row |= {"scheduler_busy": busy["scheduler"] / seconds_all}
             row |= {"first_full": full, "at_workers": at}

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import math
 
+import harness
 import numpy as np
 import pytest
+import results as page_of_results
 import scaling
 import scaling_model
 from PIL import Image
@@ -17,8 +19,8 @@ COSTS = Costs(0.05, 0.0, math.inf, task_seconds=0.004, startup_seconds=0.5)
 
 @pytest.mark.slow
 def test_tiny_run(tmp_path, capsys):
-    output, plot = tmp_path / "new" / "scaling.json", tmp_path / "new" / "scaling.png"
-    results = scaling.run("tiny", output, plot, most=2)
+    output, page = tmp_path / "new" / "scaling.json", tmp_path / "RESULTS.md"
+    results = harness.benchmark("scaling", "tiny", output, workers=2)
     written = json.loads(output.read_text())
     assert written["machine"]["versions"]["dask"]
     assert written["scaling"] == results["scaling"]
@@ -48,7 +50,9 @@ def test_tiny_run(tmp_path, capsys):
         assert row["basis"].startswith("projected from this CPU")
         assert row["at_workers"] > 0
     assert "projected from this CPU" in capsys.readouterr().out
-    with Image.open(plot) as image:
+    assert page_of_results.run(output.parent, page) == ["scaling"]
+    assert "projected from this CPU" in page.read_text()
+    with Image.open(tmp_path / "plots" / "scaling.png") as image:
         assert np.asarray(image.convert("L")).std() > 10  # something is drawn
 
 
