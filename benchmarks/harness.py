@@ -50,16 +50,8 @@ Row = dict[str, Any]
 class Table:
     """Rows of a benchmark's results, and what of them is shown.
 
-    Attributes
-    ----------
-    rows
-        Where they are, ``rows`` or ``paper.rows``.
-    columns
-        Keys, ``a | b: what is written above``; those that no row has are left out.
-    caption
-        Above the table.
-    where
-        Values that the rows shown have in some columns.
+    They are those under ``rows``, also as ``paper.rows``, that have the values of ``where``. The
+    columns are keys, ``a | b: what is written above``; those that no row has are left out.
     """
 
     rows: str
@@ -70,20 +62,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture of some rows: a column against a size, or beside names.
+    """A picture of some rows: a column against a size, or, without ``xlabel``, beside names.
 
     Attributes
     ----------
     rows, where
-        As of a table.
+        As of a table; of ``fixed`` columns only rows with the most frequent values are drawn.
     x, by
         Column of the size or the name; what a row's line is called, as ``{program}``.
     y
         Column that is drawn, or several, each with what its line is called.
     label, xlabel
-        Written beside and below; a name needs no ``xlabel``.
-    fixed
-        Columns of which only rows with the most frequent values are drawn.
+        Written beside and below.
     """
 
     rows: str
@@ -382,23 +372,18 @@ are read when resident sizes, which cost nothing, have grown, and rarely otherwi
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command took.
+    """What a command and all its processes took, from the start of the interpreter.
 
     Attributes
     ----------
-    seconds
-        Wall-clock time, from the start of the interpreter.
-    cpu_seconds
-        Of all its processes.
     peak_bytes
-        Largest sum over its processes, at one moment, of their proportional set sizes: memory
-        that processes share is counted once. Seen to about 1 %, at ``interval_seconds``.
+        Largest sum over the processes, at one moment, of their proportional set sizes: memory that
+        they share is counted once. Seen to about 1 %, at ``interval_seconds``.
     largest_bytes
-        Largest resident size that any one of its processes ever had (Linux counts it): what
-        processes share is in each.
+        Largest resident size that any one of them ever had: what they share is in each.
     others_seconds
-        CPU time that the machine spent meanwhile on anything else (Linux): where it is not small
-        next to ``seconds``, the command shared the cores, and its times say little.
+        CPU time that the machine spent meanwhile on anything else: where it is not small next to
+        ``seconds``, the command shared the cores, and its times say little.
     """
 
     seconds: float
@@ -406,6 +391,17 @@ class Measured:
     peak_bytes: int
     largest_bytes: int
     others_seconds: float
+
+    @property
+    def row(self) -> Row:
+        """Cells of a table."""
+        return {
+            "seconds": self.seconds,
+            "cpu seconds": self.cpu_seconds,
+            "others' cpu seconds": self.others_seconds,
+            "peak MiB": self.peak_bytes / MIB,
+            "largest process MiB": self.largest_bytes / MIB,
+        }
 
 
 def measure(

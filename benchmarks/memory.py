@@ -31,16 +31,7 @@ def run(size: str) -> Row:
     with harness.bundled() as (workdir, place):
         for n in sketches:
             took = measure(scapedist_run(workdir, place / str(n), n, box, None, *options))
-            rows.append(
-                {
-                    "sketch": n,
-                    "seconds": took.seconds,
-                    "others' cpu seconds": took.others_seconds,
-                    "peak MiB": took.peak_bytes / MIB,
-                    "largest process MiB": took.largest_bytes / MIB,
-                    "Gram matrix MiB": 8 * n**2 / MIB,
-                }
-            )
+            rows.append({"sketch": n, **took.row, "Gram matrix MiB": 8 * n**2 / MIB})
     return {
         "box_size": box,
         "rows": rows,

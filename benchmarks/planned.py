@@ -98,19 +98,16 @@ def compare(case: tuple[int, int, int, str], workdir: Path, output: Path) -> tup
         for name, stage_seconds in planned["stages"].items()
     ]
     whole = sum(planned["stages"].values())
-    row = of | {
-        "seconds": took.seconds,
+    row = {
         "planned s": whole,
         "planned / measured s": whole / took.seconds,
-        "others' cpu seconds": took.others_seconds,
-        "largest process MiB": took.largest_bytes / MIB,
         "planned MiB": planned["bytes"] / MIB,
         "planned / measured MiB": planned["bytes"] / took.largest_bytes,
         "disk MiB": disk / MIB,
         "planned disk MiB": planned["disk"] / MIB,
         "planned / measured disk": planned["disk"] / disk,
     }
-    return row, stages
+    return of | took.row | row, stages
 
 
 def exponents(stages: list[Row]) -> list[Row]:

@@ -35,14 +35,13 @@ import scaling_model
 from harness import EPOCH, MIB, Panel, Row, Table, exhaust, seconds_of
 from scaling_model import JOBS, PAPER_BOX, PAPER_LAYERS, PAPER_WIDTH, Given, batch_of, fit_line
 
-from scapedist import Run, open_model
+from scapedist import Run
 from scapedist.landscape.batches import generate_batch
 from scapedist.landscape.embed import REDUCED_ROWS
 from scapedist.landscape.embedder import Embedder
 from scapedist.landscape.generate import FULL
 from scapedist.landscape.projection import exact_batch, reduced_batch
 from scapedist.landscape.reduced_map import ensure_map
-from scapedist.model.decoder import Decoder
 from scapedist.plan import batches
 from scapedist.settings import EmbedSettings
 from scapedist.store import GROUP, RowFile, RunStore, write_row
@@ -96,20 +95,9 @@ TASKS_OF = {"cpu": 1, "cuda": 8}
 class Case:
     """A model, and what is done with it.
 
-    Attributes
-    ----------
-    name
-        ``bundled`` for the model that scapedist ships; others are random.
-    box_size, width
-        Of the volumes; of the random model, whose layers are 3.
-    n_particles, sketch, tolerance
-        Of the run, and of its reduced map.
-    jobs
-        What is measured.
-    n_tasks
-        Of a round, for each of the largest number of workers.
-    n_rounds
-        Quiet ones that are wanted; at most twice as many are made.
+    The model is ``bundled`` or random, of a box and a width of three layers; particles, sketch and
+    tolerance are of its run. A round has so many tasks for each of the largest number of workers;
+    at most twice as many rounds are made as quiet ones are wanted.
     """
 
     name: str
@@ -207,26 +195,26 @@ def assignment(
 ) -> Iterator[Assignment]:
     """A job's tasks, of ``size`` particles each, with files of its own; ``empty``: do nothing."""
     rows = np.arange(n_tasks * size) % len(embedder.latents)
-    spans, projection = batches(len(rows), size), embedder.projection
+    spans, shared = batches(len(rows), size), embedder.projection
     place = embedder.run.directory / f"scaling{uuid4().hex}"
-    work: Callable[[Any, Any], Any]
     try:
         if job == "generate":
-            store, box = RunStore(place, "w-"), (projection.source.box_size,) * 3
+            store, box = RunStore(place, "w-"), (shared.source.box_size,) * 3
             store.create(FULL, (len(rows), *box), "float32", ("t", "z", "y", "x"), (1, *box))
             latents, group = {FULL: embedder.latents[rows]}, str((place / GROUP).resolve())
-            source = dataclasses.replace(projection.source, latents=latents, group_path=group)
-            work = empty_entry if empty else generate_batch
-            tasks = [(FULL, start, stop) for start, stop in spans]
+            source = dataclasses.replace(shared.source, latents=latents, group_path=group)
+            work, tasks = (
+                empty_entry if empty else generate_batch,
+                [(FULL, *span) for span in spans],
+            )
             yield Assignment(work, source, tasks, lambda _, entry: store.journal_append(entry))
         else:
             place.mkdir()
-            columns = embedder.r + {"exact": 1, "reduced": 2}[job]
-            file = RowFile(place / "rows", "scaling", columns)
-            work = {"exact": exact_batch, "reduced": reduced_batch}[job]
+            columns, batch = {"exact": (1, exact_batch), "reduced": (2, reduced_batch)}[job]
+            file = RowFile(place / "rows", "scaling", embedder.r + columns)
             yield Assignment(
-                partial(empty_rows, columns) if empty else work,
-                projection,
+                partial(empty_rows, embedder.r + columns) if empty else batch,
+                shared,
                 [embedder.latents[rows[start:stop]] for start, stop in spans],
                 lambda number, found: file.append(rows[slice(*spans[number])], found),
             )
@@ -539,31 +527,28 @@ def measure(
 
 def on_gpu(gpus: Sequence[str]) -> dict[str, float]:
     """Seconds for a volume of the paper's model on the first of these GPUs, and copied bytes."""
-    from random_model import write_random_model
-
-    shape: Row = {"box_size": PAPER_BOX, "layers": PAPER_LAYERS, "width": PAPER_WIDTH}
-    with tempfile.TemporaryDirectory() as place, open_workers(gpus=gpus[0]) as workers:
-        model = open_model(write_random_model(place, n_particles=64, **shape), 19)
+    with open_workers(gpus=gpus[0]) as workers:
         return {
-            "decode_seconds": workers.call(gpu_seconds, model.decoder, model.latents),
+            "decode_seconds": workers.call(gpu_seconds),
             "copy_bytes_a_second": workers.call(copy_rate, 4 * PAPER_BOX**3),
         }
 
 
-def gpu_seconds(decoder: Decoder, latents: np.ndarray) -> float:
+def gpu_seconds(n: int = 64) -> float:
     """Seconds for a volume on a GPU in float32, called where it is."""
     import torch
+    from gpu_check import decode_all, random_decoder
 
     from scapedist.model.field import Field
 
-    field = Field(decoder, "cuda")
+    field = Field(random_decoder(PAPER_BOX, PAPER_WIDTH, PAPER_LAYERS), "cuda")
 
     def decode() -> None:
-        exhaust(field.volumes(latents))
+        decode_all(field, n)
         torch.cuda.synchronize()
 
     decode()
-    return statistics.median(seconds_of(decode) for _ in range(3)) / len(latents)
+    return statistics.median(seconds_of(decode) for _ in range(3)) / n
 
 
 def copy_rate(n_bytes: int) -> float:
@@ -585,16 +570,8 @@ def copy_rate(n_bytes: int) -> float:
 def run(size: str, gpus: str | None = None, workers: int | None = None, **known: Any) -> Row:
     """Measure, fit, project.
 
-    Parameters
-    ----------
-    size
-        ``tiny``, ``small`` or ``full``.
-    gpus
-        GPUs of this machine, ``all`` or numbers; None for CPUs.
-    workers
-        Largest number of CPU workers, 2 or more (default: one a core).
-    known
-        What is known of other machines: see :class:`Given`.
+    On GPUs of this machine, ``all`` or numbers, or else on at most so many CPU workers, 2 or more
+    (default: one a core). What is ``known`` of other machines is of :class:`Given`.
     """
     of, given, identities = SIZES[size], Given(**known), list[str]()
     if gpus is not None:

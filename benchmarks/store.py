@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ PLOTS = tuple(
 )
 PIXEL_SIZE = 1.5
 Write = Callable[[int, np.ndarray], Any]
+Writer = Callable[[Path, tuple[int, ...]], Write]
 Read = Callable[[int], np.ndarray]
 
 
@@ -82,16 +83,6 @@ OPTIONS: dict[str, Row] = {
 # -- ways to write: a function of place and shape gives one of number and volume
 
 
-def to_files(place: Path, shape: tuple[int, ...]) -> Write:
-    """Plain writes of a volume's bytes, one file each."""
-
-    def write(number: int, volume: np.ndarray) -> None:
-        with open(place / f"{number}.raw", "wb") as stream:
-            stream.write(volume.data)
-
-    return write
-
-
 def to_store(place: Path, shape: tuple[int, ...]) -> Write:
     """The run's store, as a batch's volumes are written."""
     whole = len(shape) == 4
@@ -114,22 +105,23 @@ def to_zarr(place: Path, shape: tuple[int, ...]) -> Write:
     return array.__setitem__
 
 
-def to_mrc(place: Path, shape: tuple[int, ...]) -> Write:
-    """MRC files by ``mrcfile.write``."""
-    return lambda number, volume: mrcfile.write(
-        place / f"{number}.mrc", volume, voxel_size=PIXEL_SIZE
-    )
+def each_to(ending: str, write: Callable[[Path, np.ndarray], Any]) -> Writer:
+    """A file for each volume."""
+    return lambda place, shape: lambda number, volume: write(place / f"{number}{ending}", volume)
 
 
-def to_maps(place: Path, shape: tuple[int, ...]) -> Write:
-    """MRC files as scapedist exports maps."""
-    return lambda number, volume: write_map(place / f"{number}.mrc", volume, PIXEL_SIZE)
+def write_bytes(path: Path, volume: np.ndarray) -> None:
+    """Plain writes of a volume's bytes."""
+    with open(path, "wb") as stream:
+        stream.write(volume.data)
 
 
-Writers = dict[str, Callable[[Path, tuple[int, ...]], Write]]
-FLAT: Writers = {FILES: to_files, OURS: to_store, "zarr": to_zarr}
+FLAT: dict[str, Writer] = {FILES: each_to(".raw", write_bytes), OURS: to_store, "zarr": to_zarr}
 """Ways that a masked volume, which is no map, can be written."""
-WRITERS: Writers = FLAT | {"mrcfile.write": to_mrc, "scapedist's maps": to_maps}
+WRITERS = FLAT | {
+    "mrcfile.write": each_to(".mrc", partial(mrcfile.write, voxel_size=PIXEL_SIZE)),
+    "scapedist's maps": each_to(".mrc", lambda path, volume: write_map(path, volume, PIXEL_SIZE)),
+}
 
 
 # -- ways to read: from the folder of a way to write
@@ -187,15 +179,32 @@ def measured(case: Case, n_values: int | None, place: Path) -> list[Row]:
     volumes = np.random.default_rng(0).standard_normal((4, *row_shape), np.float32)
     writers = WRITERS if n_values is None else FLAT
     folders = {name: place / str(number) for number, name in enumerate(writers)}
-    times = write_times(writers, folders, shape, volumes, case.n_rounds)
+    of_writing = {
+        name: partial(written, way, folders[name], shape, volumes) for name, way in writers.items()
+    }
+    took = in_rounds(of_writing, case.n_rounds)
+    times = {
+        what: {name: [both[number] for both in took[name]] for name in took}
+        for number, what in enumerate((WRITE, SYNC))
+    }
     reads = readers(folders, shape)
     for name, read in reads.items():
         for number in range(len(volumes)):
             if not np.array_equal(read(number), volumes[number]):
                 raise RuntimeError(f"{name}: volume {number} is not what was written.")
-    times |= read_times(reads, case)
-    about: Row = {"box": case.box, "stored": "whole" if n_values is None else "masked"}
-    about["volumes"] = case.n_volumes
+    n, rng = case.n_volumes, np.random.default_rng(1)
+    chosen = rng.integers(n, size=case.n_reads).tolist()
+    times[ONE] = in_rounds(
+        {name: partial(was_read, chosen, reads[name]) for name in reads}, case.n_reads
+    )
+    times[ALL] = in_rounds(
+        {name: partial(all_read, n, reads[name]) for name in reads}, case.n_rounds
+    )
+    about: Row = {
+        "box": case.box,
+        "stored": "whole" if n_values is None else "masked",
+        "volumes": n,
+    }
     return [
         {"what": what} | about | row
         for what, found in times.items()
@@ -203,58 +212,42 @@ def measured(case: Case, n_values: int | None, place: Path) -> list[Row]:
     ]
 
 
-Times = dict[str, dict[str, list[float]]]
-"""Seconds a volume of each round, by what was done and the way."""
+def written(
+    way: Writer, place: Path, shape: tuple[int, ...], volumes: np.ndarray, number: int
+) -> tuple[float, float]:
+    """Seconds a volume that writing takes, and with what goes to the disk; the files stay."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    write = way(place, shape)
 
-
-def write_times(
-    writers: Writers,
-    folders: dict[str, Path],
-    shape: tuple[int, ...],
-    volumes: np.ndarray,
-    n_rounds: int,
-) -> Times:
-    """Times of all writers; the last round's files stay, for those who read."""
-    times: Times = {what: {name: [] for name in writers} for what in (WRITE, SYNC)}
-
-    def work(write: Write) -> None:
+    def work() -> None:
         for number in range(shape[0]):
             write(number, volumes[number % len(volumes)])
 
-    for name in turns(writers, n_rounds):
-        shutil.rmtree(folders[name], ignore_errors=True)
-        folders[name].mkdir(parents=True)
-        write = writers[name](folders[name], shape)
-        os.sync()  # what others left to write is not counted
-        seconds = seconds_of(partial(work, write))
-        times[WRITE][name].append(seconds / shape[0])
-        times[SYNC][name].append((seconds + seconds_of(os.sync)) / shape[0])
-    return times
+    os.sync()  # what others left to write is not counted
+    seconds = seconds_of(work)
+    return seconds / shape[0], (seconds + seconds_of(os.sync)) / shape[0]
 
 
-def read_times(reads: dict[str, Read], case: Case) -> Times:
-    """Times of reading volumes at random, and all in order."""
-    times: Times = {what: {name: [] for name in reads} for what in (ONE, ALL)}
-
-    def work(read: Read) -> None:
-        for number in range(case.n_volumes):
-            read(number)
-
-    chosen = np.random.default_rng(1).integers(case.n_volumes, size=case.n_reads).tolist()
-    for turn, name in enumerate(turns(reads, case.n_reads)):
-        number = chosen[turn // len(reads)]
-        times[ONE][name].append(seconds_of(partial(reads[name], number)))
-    for name in turns(reads, case.n_rounds):
-        times[ALL][name].append(seconds_of(partial(work, reads[name])) / case.n_volumes)
-    return times
+def was_read(chosen: list[int], read: Read, number: int) -> float:
+    """Seconds that one of some volumes takes."""
+    return seconds_of(partial(read, chosen[number]))
 
 
-def turns(names: Iterable[str], n: int) -> Iterator[str]:
-    """The names n times, each time in another order: what comes before has its effect."""
-    rng, order = random.Random(0), list(names)
-    for _ in range(n):
+def all_read(n_volumes: int, read: Read, number: int) -> float:
+    """Seconds a volume that all in order take."""
+    return seconds_of(lambda: harness.exhaust(map(read, range(n_volumes)))) / n_volumes
+
+
+def in_rounds(ways: Mapping[str, Callable[[int], Any]], n: int) -> dict[str, list[Any]]:
+    """What ways return for numbers below n, in turns, whose order changes: it has its effect."""
+    found: dict[str, list[Any]] = {name: [] for name in ways}
+    rng, order = random.Random(0), list(ways)
+    for number in range(n):
         rng.shuffle(order)
-        yield from list(order)
+        for name in order:
+            found[name].append(ways[name](number))
+    return found
 
 
 def summary(times: Mapping[str, list[float]], n_bytes: int) -> list[Row]:

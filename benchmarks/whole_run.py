@@ -112,16 +112,9 @@ def idle_bytes(workers: int | None) -> dict[str, int]:
 
 def figures(runs: list[Measured], idle: int, disk: int) -> Row:
     """Medians of time and memory of some runs of a program, and their disk."""
-    peak = statistics.median(run.peak_bytes for run in runs)
-    return {
-        "seconds": statistics.median(run.seconds for run in runs),
-        "cpu seconds": statistics.median(run.cpu_seconds for run in runs),
-        "others' cpu seconds": statistics.median(run.others_seconds for run in runs),
-        "peak MiB": peak / MIB,
-        "idle MiB": idle / MIB,
-        "above idle MiB": (peak - idle) / MIB,
-        "disk MiB": disk / MIB,
-    }
+    row: Row = {key: statistics.median(run.row[key] for run in runs) for key in runs[0].row}
+    row |= {"idle MiB": idle / MIB, "above idle MiB": row["peak MiB"] - idle / MIB}
+    return row | {"disk MiB": disk / MIB}
 
 
 def ratios_of(theirs: Row, ours: Row) -> Row:
