@@ -33,7 +33,7 @@ import numpy as np
 import psutil
 import scaling_model
 from harness import EPOCH, MIB, Panel, Row, Table, exhaust, seconds_of
-from scaling_model import JOBS, PAPER_BOX, PAPER_LAYERS, PAPER_WIDTH, Given, batch_of, fit_line
+from scaling_model import JOBS, PAPER_BOX, PAPER_LAYERS, PAPER_WIDTH, batch_of, fit_line
 
 from scapedist import Run
 from scapedist.landscape.batches import generate_batch
@@ -135,10 +135,6 @@ SIZES = {
 OPTIONS: dict[str, Row] = {
     "--gpus": {"help": "all, or numbers as 0,2 (default: CPUs)"},
     "--workers": {"type": int, "metavar": "N", "help": "most CPU workers (default: cores)"},
-    "--decode-seconds": {"type": float, "help": "known: of a volume, D = 128, 3 x 1024"},
-    "--matrix-tflops": {"type": float, "help": "known: rate of a worker, all of it used"},
-    "--copy-gigabytes": {"type": float, "help": "known: a second, from a GPU to its host"},
-    "--disk-gigabytes": {"type": float, "help": "known: a second, all workers together"},
 }
 
 
@@ -477,12 +473,8 @@ def measure(
     most: int,
     gpus: Sequence[str],
     aside: SideBySide,
-    projected: str,
 ) -> Row:
-    """All that is measured of a case: ``scaling``, ``overhead`` and what the model needs.
-
-    Empty tasks are also as large as those of the device that is ``projected`` to.
-    """
+    """All that is measured of a case: ``scaling``, ``overhead`` and what the model needs."""
     device, counts, n_particles = "cuda" if gpus else "cpu", worker_counts(most), case.n_particles
     if gpus:  # each task has particles of its own
         n_tasks = case.n_tasks * TASKS_OF[device] * most
@@ -505,10 +497,9 @@ def measure(
                 found["warm_seconds"] = warm(case.jobs[0], embedders[most], 1)
                 found["idle"] = watched(partial(time.sleep, 0.5)).cpu_seconds / 0.5
                 found["overhead"] = [
-                    {"case": case.name, "batches_of": of}
-                    | empty_tasks(job, embedders[most], batch_of(job, of), n_empty)
+                    {"case": case.name, "batches_of": device}
+                    | empty_tasks(job, embedders[most], batch_of(job, device), n_empty)
                     for job in case.jobs
-                    for of in sorted({device, projected})
                 ]
             for job in case.jobs:
                 times[job] |= rounds(job, case, embedders, most, None if gpus else aside)
@@ -567,23 +558,22 @@ def copy_rate(n_bytes: int) -> float:
     return 16 * n_bytes / statistics.median(seconds_of(copy) for _ in range(5))
 
 
-def run(size: str, gpus: str | None = None, workers: int | None = None, **known: Any) -> Row:
+def run(size: str, gpus: str | None = None, workers: int | None = None) -> Row:
     """Measure, fit, project.
 
     On GPUs of this machine, ``all`` or numbers, or else on at most so many CPU workers, 2 or more
-    (default: one a core). What is ``known`` of other machines is of :class:`Given`.
+    (default: one a core).
     """
-    of, given, identities = SIZES[size], Given(**known), list[str]()
+    of, identities = SIZES[size], list[str]()
     if gpus is not None:
         every = [str(number) for number in range(len(visible_gpus()))]
         identities = every if gpus == "all" else gpus.split(",")
     most = len(identities) or max(2, workers or available_cores())
-    projected = "cuda" if identities or given.of_gpus else "cpu"
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         place, aside = Path(directory), SideBySide(most)
         stack.callback(aside.close)
         measured = [
-            measure(case, of.n_empty, place / str(number), most, identities, aside, projected)
+            measure(case, of.n_empty, place / str(number), most, identities, aside)
             for number, case in enumerate(of.cases)
         ]
         disk = disk_rates(aside, most, place / "disk", of.disk_bytes, of.cases[0].box_size)
@@ -607,8 +597,7 @@ def run(size: str, gpus: str | None = None, workers: int | None = None, **known:
         "warm_seconds": first["warm_seconds"],
         "idle_client_cpu": first["idle"],
         "on_gpu": {k: first.get(k) for k in ("decode_seconds", "copy_bytes_a_second")},
-        "paper": scaling_model.paper(first, disk["disk"], rates, given),
-        "given": dataclasses.asdict(given),
+        "paper": scaling_model.paper(first, disk["disk"], rates),
     }
 
 

@@ -108,17 +108,11 @@ def batch_of(job: str, device: str) -> int:
     return REDUCED_ROWS[device] if job == "reduced" else BATCH_VOLUMES[device]
 
 
-def empty_of(found: Row, job: str, device: str) -> Row:
-    """The row of a job's empty tasks, as large as a device's."""
-    (row,) = (r for r in found["overhead"] if (r["job"], r["batches_of"]) == (job, device))
-    return row
-
-
 def fit(found: Row, page_cache: float) -> dict[str, Costs]:
     """A case's costs by job, from one worker's times and from empty tasks; completes these."""
     costs = {}
     for row in (row for row in found["scaling"] if row["workers"] == 1):
-        empty = empty_of(found, row["job"], found["device"])
+        (empty,) = (line for line in found["overhead"] if line["job"] == row["job"])
         # this process begins at once, a GPU's not
         start = empty["start_seconds"] if found["device"] == "cuda" else 0.0
         weak = row["particles"] // max(found["connect_seconds"])
@@ -154,81 +148,31 @@ def check(found: Row, costs: dict[str, Costs]) -> list[Row]:
     return lines
 
 
-@dataclass(frozen=True)
-class Given:
-    """What is known of other machines, and not measured here.
-
-    Attributes
-    ----------
-    decode_seconds, matrix_tflops
-        Of a volume of the paper's model, a worker; rate at which a worker multiplies matrices.
-    copy_gigabytes, disk_gigabytes
-        A second: from a GPU to its host; to the disk by all workers.
-    """
-
-    decode_seconds: float | None = None
-    matrix_tflops: float | None = None
-    copy_gigabytes: float | None = None
-    disk_gigabytes: float | None = None
-
-    @property
-    def of_gpus(self) -> bool:
-        """Whether a rate is given, which is then a GPU's."""
-        return self.decode_seconds is not None or self.matrix_tflops is not None
-
-
-def paper_flops(n_points: int) -> dict[str, int]:
-    """Operations behind the first layer for a volume of the paper's model, or at some points."""
-    at_point = 2 * (PAPER_LAYERS * PAPER_WIDTH**2 + 2 * PAPER_WIDTH)
-    volume = make_lattice("fourier_sphere", PAPER_BOX, PAPER_BOX, 0.5, 0.0, None).n_points
-    return {job: at_point * (n_points if job == "reduced" else volume) for job in JOBS}
-
-
-def paper_seconds(
-    given: Given, flops: dict[str, int], rates: dict[str, float], on_gpu: float | None
-) -> tuple[dict[str, float], str]:
-    """A worker's seconds for a particle of the paper's model, by job, and from what.
-
-    Of what is given the seconds count first, then the matrix rate; then the seconds for a volume
-    that this GPU took, where there is one; then the ``rates``, operations a second by job that one
-    worker of this benchmark reached.
-    """
-    seconds, basis = given.decode_seconds, "projected, seconds a volume given"
-    if seconds is None and given.matrix_tflops is not None:
-        seconds = flops["exact"] / (1e12 * given.matrix_tflops)
-        basis = "projected, rate given"
-    if seconds is None and on_gpu is not None:
-        seconds, basis = on_gpu, "projected from this GPU"
-    if seconds is None:
-        return {job: flops[job] / rates[job] for job in JOBS}, "projected from this CPU"
-    return {job: seconds * flops[job] / flops["exact"] for job in JOBS}, basis
-
-
-def paper(first: Row, disk: float, rates: dict[str, float], given: Given) -> Row:
-    """The paper's jobs on more workers: costs, where each is from, times, what saturates first.
+def paper(first: Row, disk: float, rates: dict[str, float]) -> Row:
+    """The paper's jobs on more workers: costs, times, what saturates first, and from what.
 
     From what was measured of a case that has all jobs (``first``), the bytes a second down to the
-    disk of this machine, and rates as in :func:`paper_seconds`.
+    disk of this machine, and the operations a second by job that one worker reached; on GPUs from
+    the seconds for a volume that one took. Operations are those behind the first layer.
     """
-    flops = paper_flops(first["points"]["reduced"])
-    seconds, basis = paper_seconds(given, flops, rates, first.get("decode_seconds"))
-    device, stored = "cpu" if basis.endswith("CPU") else "cuda", 4 * PAPER_BOX**3 + 4
-    copy, copies = first.get("copy_bytes_a_second"), "copies measured"
-    if given.copy_gigabytes is not None:
-        copy, copies = 1e9 * given.copy_gigabytes, "copies given"
-    elif copy is None:
-        copies = "no copies" if device == "cpu" else "copies not known, left out"
-    disks = "disk of this machine"
-    if given.disk_gigabytes is not None:
-        disk, disks = 1e9 * given.disk_gigabytes, "disk given"
+    at_point = 2 * (PAPER_LAYERS * PAPER_WIDTH**2 + 2 * PAPER_WIDTH)
+    volume = make_lattice("fourier_sphere", PAPER_BOX, PAPER_BOX, 0.5, 0.0, None).n_points
+    points = {"exact": volume, "generate": volume, "reduced": first["points"]["reduced"]}
+    seconds = {job: n * at_point / rates[job] for job, n in points.items()}
+    on_gpu, stored, copying = first.get("decode_seconds"), 4 * PAPER_BOX**3 + 4, 0.0
+    if on_gpu is not None:
+        seconds = {job: on_gpu * n / volume for job, n in points.items()}
+        copying = stored / first["copy_bytes_a_second"]
+    device, basis = first["device"], f"projected from this {'CPU' if on_gpu is None else 'GPU'}"
     startup = first["connect_seconds"][max(first["connect_seconds"])] + first["warm_seconds"]
-    result: Row = {"workers": "GPUs" if device == "cuda" else "CPU workers"}
-    result |= {"basis": basis, "costs": {}, "rows": []}
+    result: Row = {"workers": "GPUs" if device == "cuda" else "CPU workers", "basis": basis}
+    result |= {"costs": {}, "rows": []}
     for job in JOBS:
-        writes, task = job == "generate", empty_of(first, job, device)["client_cpu_seconds"]
-        of_writing = (stored / copy if copy else 0.0, disk) if writes else (0.0, math.inf)
-        costs = Costs(seconds[job], *of_writing, task, startup)
-        work = Work(PAPER[job], batch_of(job, device), stored if writes else 0)
+        (empty,) = (line for line in first["overhead"] if line["job"] == job)
+        of_writing = (copying, disk) if job == "generate" else (0.0, math.inf)
+        costs = Costs(seconds[job], *of_writing, empty["client_cpu_seconds"], startup)
+        size = stored if job == "generate" else 0
+        work = Work(PAPER[job], batch_of(job, device), size)
         full, at = next(iter(saturation(costs, work).items()))
         result["costs"][job] = plain(costs)
         for n in PROJECTED:
@@ -237,9 +181,7 @@ def paper(first: Row, disk: float, rates: dict[str, float], given: Given) -> Row
             row: Row = {"job": job, "particles": work.n_volumes, "workers": n}
             row |= {"hours": seconds_all / 3600, "limit": max(busy, key=busy.__getitem__)}
             row |= {"scheduler_busy": busy["scheduler"] / seconds_all}
-            row |= {"first_full": full, "at_workers": at}
-            row["basis"] = f"{basis}; {copies}; {disks}" if writes else basis
-            result["rows"].append(row)
+            result["rows"].append(row | {"first_full": full, "at_workers": at, "basis": basis})
     return result
 
 
