@@ -199,11 +199,12 @@ def assignment(
             store.create(FULL, (len(rows), *box), "float32", ("t", "z", "y", "x"), (1, *box))
             latents, group = {FULL: embedder.latents[rows]}, str((place / GROUP).resolve())
             source = dataclasses.replace(shared.source, latents=latents, group_path=group)
-            work, tasks = (
+            yield Assignment(
                 empty_entry if empty else generate_batch,
-                [(FULL, *span) for span in spans],
+                source,
+                [(FULL, start, stop) for start, stop in spans],
+                lambda _, entry: store.journal_append(entry),
             )
-            yield Assignment(work, source, tasks, lambda _, entry: store.journal_append(entry))
         else:
             place.mkdir()
             columns, batch = {"exact": (1, exact_batch), "reduced": (2, reduced_batch)}[job]

@@ -91,7 +91,7 @@ def saturation(costs: Costs, work: Work) -> dict[str, float]:
 
 
 def fit_line(counts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """Start, not below 0, and seconds a count of times at some counts.
+    """Start and seconds a count of times at some counts, neither below 0.
 
     Least squares of relative errors, so that short times count as much as long ones.
     """
@@ -100,6 +100,8 @@ def fit_line(counts: Sequence[float], seconds: Sequence[float]) -> tuple[float, 
     start, slope = np.linalg.lstsq(columns, np.ones_like(t), rcond=None)[0]
     if start < 0:
         start, slope = 0.0, columns[:, 1].sum() / np.square(columns[:, 1]).sum()
+    elif slope < 0:
+        start, slope = columns[:, 0].sum() / np.square(columns[:, 0]).sum(), 0.0
     return float(start), float(slope)
 
 

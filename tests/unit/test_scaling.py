@@ -36,12 +36,12 @@ def test_tiny_run(tmp_path, capsys):
             assert row["machine"] > 0
             assert 0 < row["client_cpu"] < 2
     for row in results["overhead"]:
-        assert 0 < row["client_cpu_seconds"] < 1
+        assert 0 <= row["client_cpu_seconds"] < 1  # 0: other work hid it
         batch = results["costs"][row["case"]][row["job"]]["volume_seconds"] * row["particles"]
-        assert 0 < row["client_cpu_fraction"] < 1
-        assert 0 < row["task_fraction"] < 1
-        assert row["task_seconds"] / row["task_fraction"] == pytest.approx(
-            row["task_seconds"] + batch
+        assert 0 <= row["client_cpu_fraction"] < 1
+        assert 0 <= row["task_fraction"] < 1
+        assert row["task_seconds"] == pytest.approx(
+            row["task_fraction"] * (row["task_seconds"] + batch)
         )
     assert {row["workers"] for row in results["check"]} == {2}
     assert all(rate > 0 for rate in results["disk_bytes_a_second"].values())
@@ -97,6 +97,7 @@ def test_what_saturates_first():
 def test_a_line_is_found_again():
     assert scaling_model.fit_line([10, 30, 100], [0.7, 1.1, 2.5]) == pytest.approx((0.5, 0.02))
     assert scaling_model.fit_line([10, 100], [0.1, 1.1]) == (0, pytest.approx(0.01, rel=0.06))
+    assert scaling_model.fit_line([10, 100], [0.5, 0.4]) == (pytest.approx(0.44, rel=0.02), 0)
 
 
 def made_up(costs: Costs, measured: float = 1.0) -> dict:
