@@ -6,14 +6,12 @@ Needs torch and CuPy, the repository, and at most 8 minutes; cuML and Zarr are u
 installed. Nothing is installed or changed. Every section stands alone: one that fails is told
 below the table and the others go on. Weights are random (what decoding costs does not depend on
 them), sizes are those of the paper: 344,069 particles, box 128, three hidden layers of 1,024, a
-mask of 162,210 voxels.
-
-``--size tiny`` runs the same code in seconds, on the CPU where there is no GPU.
+mask of 162,210 voxels. ``--size tiny`` runs the same code in seconds, on the CPU where there is no
+GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
 import sys
@@ -33,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # the repository need not be installed
     sys.path.insert(0, str(ROOT))
 
-from machine import describe, print_table, write_json  # noqa: E402
+import harness  # noqa: E402
+from harness import Row, Table, exhaust, seconds_of  # noqa: E402
 
 from scapedist import backend  # noqa: E402
 from scapedist.analysis.coordinates import Frame, ReducedMap  # noqa: E402
@@ -45,6 +44,16 @@ from scapedist.analysis.reduced import Calibration, FieldModel, fit_ridge  # noq
 from scapedist.model.decoder import Decoder  # noqa: E402
 from scapedist.model.field import Field, free_bytes  # noqa: E402
 
+TITLE = "One look at a GPU"
+TABLES = (
+    Table("rows", "section | what | value | unit | wanted | verdict"),
+    Table("failures", "section | error", "FAILED:"),
+)
+OUTPUT = Path("benchmarks/results/gpu_check.json")
+OPTIONS: dict[str, Row] = {
+    "--device": {"choices": ("cuda", "cpu"), "help": "default: a GPU where there is one"},
+    "--seconds": {"type": float, "default": 420, "help": "after which nothing new is begun"},
+}
 PARTICLES = 344_069
 MINUTES_EXACT, MINUTES_REDUCED, FRACTION = 45, 2, 0.6
 """What is to be reached at the paper's size: both embeddings of all particles, and the part of the
@@ -57,22 +66,9 @@ ERRORS = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 5e-2, "float16": 5e-3}
 class Size:
     """How large each section is.
 
-    Attributes
-    ----------
-    boxes, width
-        Decoded, three hidden layers each.
-    check_box
-        Of the volumes that are compared with float64 on the CPU.
-    volumes
-        Decoded to measure a rate.
-    voxels, components
-        Of the mask and of the embedding.
-    points, training
-        Of the reduced map.
-    gram, linkages
-        Volumes of the Gram matrix, and of the linkages.
-    matrix
-        Edge of the products that measure the matrix rate.
+    Boxes and width of three hidden layers; the box that is compared with float64; volumes of a
+    rate; the mask's voxels; components; points and training volumes of the reduced map; volumes of
+    the Gram matrix and of linkages; the edge of the products that measure the matrix rate.
     """
 
     boxes: tuple[int, ...]
@@ -98,21 +94,13 @@ SIZES = {
 
 @dataclass
 class Check:
-    """What the sections share, and what they found.
-
-    Attributes
-    ----------
-    size, device
-    deadline
-        Sections begin nothing new after it (``time.perf_counter``).
-    rows
-        Of the table.
-    """
+    """What the sections share, and what they found; none begins anything after the deadline."""
 
     size: Size
     device: str
     deadline: float
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    section: str = ""
+    rows: list[Row] = field(default_factory=list)
     matrix_tflops: dict[str, float] = field(default_factory=dict)
     exact_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -121,9 +109,12 @@ class Check:
         """Precisions that the device has."""
         return [name for name in ERRORS if name != "tf32" or self.device != "cpu"]
 
-    def add(
-        self, section: str, what: str, value: float, unit: str, wanted: float | None = None
-    ) -> None:
+    @property
+    def late(self) -> bool:
+        """Whether time is up."""
+        return time.perf_counter() > self.deadline
+
+    def add(self, what: str, value: float, unit: str, wanted: float | None = None) -> None:
         """A row; ``wanted`` is the largest value that is good, or the least for fractions.
 
         How fast it is to be is said of a GPU alone.
@@ -134,38 +125,34 @@ class Check:
         if wanted is not None:
             good = value >= wanted if unit == "fraction" else value <= wanted
             verdict = "ok" if good else "MISSED"
-        self.rows.append(
-            {
-                "section": section,
-                "what": what,
-                "value": float(value),
-                "unit": unit,
-                "wanted": "" if wanted is None else wanted,
-                "verdict": verdict,
-            }
-        )
-        print(f"{section}: {what}: {value:.5g} {unit} {verdict}", flush=True)
+        row = {"section": self.section, "what": what, "value": float(value), "unit": unit}
+        self.rows.append(row | {"wanted": "" if wanted is None else wanted, "verdict": verdict})
+        print(f"{self.section}: {what}: {value:.5g} {unit} {verdict}", flush=True)
 
     def seconds(self, work: Callable[[], Any], repeats: int = 5) -> float:
-        """Median time of a call, the device's work included, after one that is not timed."""
-        return statistics.median(self.times(work, repeats))
+        """Median time of calls, the device's work included, after one that is not timed.
 
-    def times(self, work: Callable[[], Any], repeats: int) -> list[float]:
-        """Times of calls after one that is not timed; fewer where time is up."""
-        work()
-        found: list[float] = []
-        while len(found) < repeats and (not found or time.perf_counter() < self.deadline):
-            self.wait()
-            start = time.perf_counter()
+        They are fewer where time is up.
+        """
+
+        def whole() -> None:
             work()
-            self.wait()
-            found.append(time.perf_counter() - start)
-        return found
+            if self.device != "cpu":
+                torch.cuda.synchronize()
 
-    def wait(self) -> None:
-        """Until the device is done."""
-        if self.device != "cpu":
-            torch.cuda.synchronize()
+        whole()
+        found = [seconds_of(whole)]
+        while len(found) < repeats and not self.late:
+            found.append(seconds_of(whole))
+        return statistics.median(found)
+
+    def decoder(self, box: int | None = None) -> Decoder:
+        """A Fourier decoder of a box, by default the first, and three hidden layers."""
+        return random_decoder(box or self.size.boxes[0], self.size.width)
+
+    def field(self, decoder: Decoder, dtype: str = "bfloat16") -> Field:
+        """Where the device decodes."""
+        return Field(decoder, self.device, dtype)
 
     def array(self, values: np.ndarray) -> Any:
         """Where the device computes."""
@@ -203,23 +190,17 @@ def latents_of(n: int, zdim: int = 8) -> np.ndarray:
 def matrix_rate(check: Check) -> None:
     """The card's own rate in each precision, for a square product and one of the decode's shape."""
     n, width = check.size.matrix, check.size.width
-    kinds = {
-        "float32": torch.float32,
-        "tf32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }
     for name in check.dtypes:
+        dtype = getattr(torch, "float32" if name == "tf32" else name)
         with matmul_precision(name):
             for m, k in ((n, n), (8 * n, width)):
                 left, right = (
-                    torch.randn(shape, device=check.device).to(kinds[name])
-                    for shape in ((m, k), (k, k))
+                    torch.randn(shape, device=check.device).to(dtype) for shape in ((m, k), (k, k))
                 )
-                out = torch.empty((m, k), dtype=kinds[name], device=check.device)
+                out = torch.empty((m, k), dtype=dtype, device=check.device)
                 seconds = check.seconds(partial(torch.mm, left, right, out=out), 9)
                 rate = 2 * m * k * k / seconds / 1e12
-                check.add("matrix rate", f"{name}, ({m}, {k}) x ({k}, {k})", rate, "TFLOP/s")
+                check.add(f"{name}, ({m}, {k}) x ({k}, {k})", rate, "TFLOP/s")
                 check.matrix_tflops[name] = max(check.matrix_tflops.get(name, 0), rate)
 
 
@@ -241,47 +222,46 @@ def correctness(check: Check) -> None:
         decoder = random_decoder(check.size.check_box, width)
         exact = Field(decoder, dtype="float64").decode(latents).numpy()
         for dtype in check.dtypes:
-            found = Field(decoder, check.device, dtype).decode(latents).cpu().numpy()
+            found = check.field(decoder, dtype).decode(latents).cpu().numpy()
             errors = np.linalg.norm((found - exact).reshape(3, -1), axis=1)
             errors /= np.linalg.norm(exact.reshape(3, -1), axis=1)
             name = f"{dtype}, box {decoder.box_size}, 3 x {width}"
-            check.add("error", name, errors.max(), "relative L2", ERRORS[dtype])
+            check.add(name, errors.max(), "relative L2", ERRORS[dtype])
 
 
 def decoding(check: Check) -> None:
     """Volumes a second, and what part of the matrix rate that is."""
     for box in check.size.boxes:
-        decoder = random_decoder(box, check.size.width)
+        decoder = check.decoder(box)
         flops = decoder.lattice().n_points * decoder.flops_per_point
         for dtype in reversed(check.dtypes):
-            if time.perf_counter() > check.deadline:
+            if check.late:
                 return
             n = check.size.volumes
-            seconds = check.seconds(partial(decode_all, Field(decoder, check.device, dtype), n), 3)
+            seconds = check.seconds(partial(decode_all, check.field(decoder, dtype), n), 3)
             name = f"box {box}, {dtype}"
-            check.add("decode", f"{name}: a volume", seconds / n * 1e3, "ms")
+            check.add(f"{name}: a volume", seconds / n * 1e3, "ms")
             fraction = flops * n / seconds / 1e12 / check.matrix_tflops[dtype]
             wanted = FRACTION if dtype in ("bfloat16", "float16") and box == 128 else None
-            check.add("decode", f"{name}: of the matrix rate", fraction, "fraction", wanted)
+            check.add(f"{name}: of the matrix rate", fraction, "fraction", wanted)
 
 
 def decode_all(of: Field, n: int) -> None:
     """Decode n volumes, one after the other."""
-    for _ in of.volumes(latents_of(n, of.decoder.zdim)):
-        pass
+    exhaust(of.volumes(latents_of(n, of.decoder.zdim)))
 
 
 def blocks(check: Check) -> None:
     """The decode with other sizes of block: what DEVICE_ACTIVATIONS should be."""
     from scapedist.model import field as module
 
-    decoder, n, before = random_decoder(check.size.boxes[0], check.size.width), 4, 2**26
+    decoder, n, before = check.decoder(), 4, 2**26
     try:
         for exponent in (23, 24, 25, 26, 27, 28):
             module.DEVICE_ACTIVATIONS = 2**exponent
-            some = Field(decoder, check.device, "bfloat16")
+            some = check.field(decoder)
             seconds = check.seconds(partial(decode_all, some, n), 3)
-            check.add("blocks", f"2^{exponent} activations: a volume", seconds / n * 1e3, "ms")
+            check.add(f"2^{exponent} activations: a volume", seconds / n * 1e3, "ms")
     finally:
         module.DEVICE_ACTIVATIONS = before
 
@@ -306,17 +286,17 @@ def epilogue(check: Check) -> None:
             fused()
 
     for name, work in (("in the epilogue", fused), ("apart", apart), ("8 layers", chain)):
-        check.add("hidden layer", f"activation {name}", check.seconds(work, 9) * 1e3, "ms")
+        check.add(f"activation {name}", check.seconds(work, 9) * 1e3, "ms")
     if check.device != "cpu":
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             chain()
-        check.add("hidden layer", "8 layers as a graph", check.seconds(graph.replay, 9) * 1e3, "ms")
+        check.add("8 layers as a graph", check.seconds(graph.replay, 9) * 1e3, "ms")
 
 
 def exact(check: Check) -> None:
     """Embedding by each particle's own volume."""
-    decoder = random_decoder(check.size.boxes[0], check.size.width)
+    decoder = check.decoder()
     rng, n = np.random.default_rng(0), 4 * check.size.volumes
     n_voxels = min(check.size.voxels, decoder.box_size**3)
     inside = np.sort(rng.choice(decoder.box_size**3, n_voxels, replace=False))
@@ -324,9 +304,9 @@ def exact(check: Check) -> None:
     mask = Mask((decoder.box_size,) * 3, check.array(inside))
     frame = Frame(check.array(np.zeros(n_voxels)), check.array(vectors), mask)
     for dtype in reversed(check.dtypes):
-        if time.perf_counter() > check.deadline:
+        if check.late:
             return
-        some = Field(decoder, check.device, dtype)
+        some = check.field(decoder, dtype)
 
         def embed(some: Field = some) -> None:
             decoded = some.volumes(latents_of(n))
@@ -337,8 +317,31 @@ def exact(check: Check) -> None:
         check.exact_seconds[dtype] = seconds
         minutes = seconds * PARTICLES / 60
         wanted = MINUTES_EXACT if dtype == "bfloat16" else None
-        check.add("exact", f"{dtype}: a particle", seconds * 1e3, "ms")
-        check.add("exact", f"{dtype}: {PARTICLES} particles", minutes, "minutes", wanted)
+        check.add(f"{dtype}: a particle", seconds * 1e3, "ms")
+        check.add(f"{dtype}: {PARTICLES} particles", minutes, "minutes", wanted)
+
+
+def map_of_any_values(
+    points: np.ndarray,
+    n_hidden: int,
+    width: int,
+    r: int = 20,
+    device: str = "cpu",
+    dtype: Any = np.float64,
+) -> ReducedMap:
+    """A map of the right shapes: what it costs does not depend on its values."""
+    n_values = 2 * len(points)
+    n_features = n_values + n_hidden * width
+    shapes: tuple[Any, ...] = ((r, n_values), n_values, r, n_values)
+    ones = (backend.to_device(np.ones(shape, dtype), device) for shape in shapes)
+    model = FieldModel(*ones)
+    tensors = (
+        torch.zeros(n_features, device=device),
+        torch.ones((n_features, r), device=device),
+        torch.zeros(r, device=device),
+    )
+    rules = Calibration(1.0, 1.0, 1.0)
+    return ReducedMap(points, n_hidden, *tensors, model, model, rules)
 
 
 def reduced(check: Check) -> None:
@@ -348,26 +351,17 @@ def reduced(check: Check) -> None:
     coordinates = decoder.lattice().coordinates
     points = np.ascontiguousarray(coordinates[rng.choice(len(coordinates), size.points)])
     n_hidden = max(1, min(size.points, 2**18 // size.width))
-    n_values, r = 2 * len(points), size.components
-    n_features = n_values + n_hidden * size.width
-    shapes: tuple[Any, ...] = ((r, n_values), n_values, r, n_values)
-    model = FieldModel(*(check.array(np.ones(shape, np.float32)) for shape in shapes))
-    tensors = (
-        torch.zeros(n_features, device=check.device),
-        torch.ones((n_features, r), device=check.device),
-        torch.zeros(r, device=check.device),
-    )
-    rules = Calibration(1.0, 1.0, 1.0)
-    by_points = ReducedMap(points, n_hidden, *tensors, model, model, rules)
+    r, of_device = size.components, check.device
+    by_points = map_of_any_values(points, n_hidden, size.width, r, of_device, np.float32)
     for name in dict.fromkeys(("float32", "tf32", dtype)):
         if name not in check.dtypes:
             continue
-        some = Field(decoder, check.device, name)
+        some = check.field(decoder, name)
         latents = latents_of(4096 if size.width > 100 else 64)
         seconds = check.seconds(partial(by_points.evaluate, some, latents), 3) / len(latents)
-        check.add("reduced", f"{name}, {size.points} points: a particle", seconds * 1e3, "ms")
+        check.add(f"{name}, {size.points} points: a particle", seconds * 1e3, "ms")
     embedding = seconds * PARTICLES
-    some, latents = Field(decoder, check.device, dtype), latents_of(size.training)
+    some, latents = check.field(decoder, dtype), latents_of(size.training)
 
     def kernel() -> torch.Tensor:
         total = torch.zeros((size.training, size.training), device=check.device)
@@ -379,21 +373,16 @@ def reduced(check: Check) -> None:
         return total
 
     kernel_seconds = check.seconds(kernel, 1)
-    check.add("reduced", f"kernel of {size.training} volumes", kernel_seconds, "s")
+    check.add(f"kernel of {size.training} volumes", kernel_seconds, "s")
     targets = rng.standard_normal((size.training, r))
     gram = check.array(kernel().double().cpu().numpy())
     ridge_seconds = check.seconds(partial(fit_ridge, gram, check.array(targets)), 1)
-    check.add("reduced", f"ridge regression of {size.training}", ridge_seconds, "s")
+    check.add(f"ridge regression of {size.training}", ridge_seconds, "s")
     decoded = 100 + size.training - size.training // 3  # held out, and beyond the sketch
     setup = kernel_seconds + 5 * ridge_seconds + decoded * check.exact_seconds.get(dtype, 0.0)
-    check.add("reduced", f"setup, {decoded} volumes decoded", setup, "s")
-    check.add(
-        "reduced",
-        f"{PARTICLES} particles with setup",
-        (embedding + setup) / 60,
-        "minutes",
-        MINUTES_REDUCED,
-    )
+    check.add(f"setup, {decoded} volumes decoded", setup, "s")
+    minutes = (embedding + setup) / 60
+    check.add(f"{PARTICLES} particles with setup", minutes, "minutes", MINUTES_REDUCED)
 
 
 def landscape(check: Check) -> None:
@@ -419,16 +408,16 @@ def landscape(check: Check) -> None:
                 start = time.perf_counter()
                 run.embed(workers, tolerance=tolerance, strict=False)
                 seconds = time.perf_counter() - start
-                check.add("run", f"20,000 particles embedded, {device}", seconds, "s")
+                check.add(f"20,000 particles embedded, {device}", seconds, "s")
                 arrays.append("embedding/reduced/coordinates")
             found.append([run.store.read(name) for name in arrays])
     for name, ours, theirs in zip(arrays, found[1], found[0], strict=True):
         if ours.dtype.kind == "i":
-            check.add("run", f"{name} unlike the CPU's", (ours != theirs).sum(), f"of {n}", 0)
+            check.add(f"{name} unlike the CPU's", (ours != theirs).sum(), f"of {n}", 0)
         else:
             error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
             wanted = tolerance if name.startswith("embedding") else 1e-4
-            check.add("run", f"{name} against the CPU's", error, "relative L2", wanted)
+            check.add(f"{name} against the CPU's", error, "relative L2", wanted)
 
 
 def gram(check: Check) -> None:
@@ -440,17 +429,17 @@ def gram(check: Check) -> None:
     centered = few.astype(np.float64) - few.mean(0, dtype=np.float64)
     wanted = centered @ centered.T
     error = np.abs(gram_matrix(read, 12, 5).matrix - wanted).max() / np.abs(wanted).max()
-    check.add("gram", "error against float64", error, "relative", 1e-10)
+    check.add("error against float64", error, "relative", 1e-10)
     xp = backend.array_module(check.array(few))
     many = xp.asarray(np.repeat(few, -(-n // 12), 0)[:n])
     many += xp.random.standard_normal((n, 1)).astype(np.float32) * many[:, :1]
     seconds = check.seconds(partial(gram_matrix, partial(_rows, many), n, max(1, n // 2)), 1)
-    check.add("gram", f"{n} volumes of {p} voxels", seconds, "s")
-    check.add("gram", "rate in float64", n * n * p * 1.5 / seconds / 1e12, "TFLOP/s")
+    check.add(f"{n} volumes of {p} voxels", seconds, "s")
+    check.add("rate in float64", n * n * p * 1.5 / seconds / 1e12, "TFLOP/s")
     matrix = xp.random.standard_normal((n, 50))
     matrix = matrix @ matrix.T
     seconds = check.seconds(partial(leading_eigenpairs, matrix, 20), 1)
-    check.add("gram", f"20 eigenpairs of {n}", seconds, "s")
+    check.add(f"20 eigenpairs of {n}", seconds, "s")
 
 
 def _rows(array: Any, start: int, stop: int) -> Any:
@@ -468,28 +457,28 @@ def linkage(check: Check) -> None:
         wanted = hierarchy.linkage(distances, method)
         found = nearest_neighbor_chain(check.array(squareform(distances) ** 2), method)
         differ = (found[:, [0, 1, 3]] != wanted[:, [0, 1, 3]]).any(1).sum()
-        check.add("linkage", f"{method}: merges unlike SciPy's", differ, "of 399", 0)
+        check.add(f"{method}: merges unlike SciPy's", differ, "of 399", 0)
     for n in check.size.linkages:
         for method in ("average", "ward") if n < 50_000 else ("average",):
             if time.perf_counter() > check.deadline - n / 1500:
                 continue
             if 1.1 * 8 * n * n > free_bytes(check.device):
-                check.add("linkage", f"{method}: {n} volumes do not fit, missing", 8 * n * n, "B")
+                check.add(f"{method}: {n} volumes do not fit, missing", 8 * n * n, "B")
                 continue
             xp = backend.array_module(check.array(few))
             points = xp.asarray(np.random.default_rng(4).standard_normal((n, 10)))
             start = time.perf_counter()
             squared = into_squared_distances(points @ points.T)
             nearest_neighbor_chain(squared, method)
-            check.add("linkage", f"{method}: {n} volumes", time.perf_counter() - start, "s")
+            check.add(f"{method}: {n} volumes", time.perf_counter() - start, "s")
             del squared
             release(check)
 
 
 def overlap(check: Check) -> None:
     """Volumes decoded and written at once, against each alone."""
-    decoder, n = random_decoder(check.size.boxes[0], check.size.width), 4 * check.size.volumes
-    some, dtype = Field(decoder, check.device, "bfloat16"), "Zarr"
+    decoder, n = check.decoder(), 4 * check.size.volumes
+    some, dtype = check.field(decoder), "Zarr"
     with tempfile.TemporaryDirectory() as place:
         try:
             import zarr
@@ -523,10 +512,10 @@ def overlap(check: Check) -> None:
         alone = check.seconds(decode, 3)
         written = check.seconds(lambda: both(iter([one] * n)), 3)
         together = check.seconds(lambda: both(decoded()), 3)
-    check.add("overlap", f"decode {n} volumes", alone, "s")
-    check.add("overlap", f"copy and write them, {dtype}", written, "s")
-    check.add("overlap", "both at once", together, "s")
-    check.add("overlap", "of the slower one alone", max(alone, written) / together, "fraction", 0.8)
+    check.add(f"decode {n} volumes", alone, "s")
+    check.add(f"copy and write them, {dtype}", written, "s")
+    check.add("both at once", together, "s")
+    check.add("of the slower one alone", max(alone, written) / together, "fraction", 0.8)
 
 
 def _write_file(place: str, number: int, values: np.ndarray) -> None:
@@ -537,12 +526,12 @@ def memory(check: Check) -> None:
     """Decoding where memory is short: blocks are halved and the volumes are the same."""
     if check.device == "cpu":
         return
-    decoder = random_decoder(check.size.boxes[0], check.size.width)
+    decoder = check.decoder()
     generous = Field(decoder, check.device)
     wanted = next(generous.volumes(latents_of(1)))
     torch.cuda.reset_peak_memory_stats()
-    decode_all(Field(decoder, check.device, "bfloat16"), 8)
-    check.add("memory", "peak of decoding", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+    decode_all(check.field(decoder), 8)
+    check.add("peak of decoding", torch.cuda.max_memory_allocated() / 2**30, "GiB")
     del generous
     release(check)
     total = torch.cuda.get_device_properties(0).total_memory
@@ -552,8 +541,8 @@ def memory(check: Check) -> None:
         tight = Field(decoder, check.device, memory_bytes=16 * 2**30)
         found = next(tight.volumes(latents_of(1)))
         error = float((found - wanted).norm() / wanted.norm())
-        check.add("memory", "halved from 16 GiB to", (tight.memory_bytes or 0) / 2**30, "GiB", 8)
-        check.add("memory", "error after it", error, "relative L2", 1e-6)
+        check.add("halved from 16 GiB to", (tight.memory_bytes or 0) / 2**30, "GiB", 8)
+        check.add("error after it", error, "relative L2", 1e-6)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -574,15 +563,15 @@ def cuml(check: Check) -> None:
     points = check.array(centers[truth] + rng.standard_normal((20_000, 8)))
     start = time.perf_counter()
     labels = backend.kmeans(points, 10, 0, 100, n_starts=3)[1]
-    check.add("cuML", "k-means of 20,000", time.perf_counter() - start, "s")
-    check.add("cuML", "k-means: groups that are not one", _mixed(labels, truth), "of 10", 0)
+    check.add("k-means of 20,000", time.perf_counter() - start, "s")
+    check.add("k-means: groups that are not one", _mixed(labels, truth), "of 10", 0)
     start = time.perf_counter()
     labels = backend.hdbscan(points, 100)
-    check.add("cuML", "HDBSCAN of 20,000", time.perf_counter() - start, "s")
-    check.add("cuML", "HDBSCAN: groups that are not one", _mixed(labels, truth), "of 10", 0)
+    check.add("HDBSCAN of 20,000", time.perf_counter() - start, "s")
+    check.add("HDBSCAN: groups that are not one", _mixed(labels, truth), "of 10", 0)
     start = time.perf_counter()
     assert np.isfinite(backend.umap(points, 0)).all()
-    check.add("cuML", "UMAP of 20,000", time.perf_counter() - start, "s")
+    check.add("UMAP of 20,000", time.perf_counter() - start, "s")
 
 
 def _mixed(labels: np.ndarray, truth: np.ndarray) -> int:
@@ -601,76 +590,44 @@ def release(check: Check) -> None:
         cupy.get_default_memory_pool().free_all_blocks()
 
 
-SECTIONS = (
-    matrix_rate,
-    correctness,
-    decoding,
-    exact,
-    reduced,
-    overlap,
-    landscape,
-    gram,
-    linkage,
-    memory,
-    epilogue,
-    blocks,
-    cuml,
-)
+SECTIONS = {
+    "matrix rate": matrix_rate,
+    "error": correctness,
+    "decode": decoding,
+    "exact": exact,
+    "reduced": reduced,
+    "overlap": overlap,
+    "run": landscape,
+    "gram": gram,
+    "linkage": linkage,
+    "memory": memory,
+    "hidden layer": epilogue,
+    "blocks": blocks,
+    "cuML": cuml,
+}
 
 
-def run(
-    size: str, output: Path | None = None, device: str | None = None, seconds: float = 420
-) -> dict[str, Any]:
-    """Run all sections, print the table, write JSON.
-
-    Parameters
-    ----------
-    size
-        ``tiny`` or ``full``.
-    output
-        Of the JSON.
-    device
-        ``cuda``, ``cpu``, or None for a GPU where there is one.
-    seconds
-        After which no section begins anything new.
-    """
+def run(size: str, device: str | None = None, seconds: float = 420) -> Row:
+    """Rows and failures of all sections; none begins anything new after some seconds."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check = Check(SIZES[size], device, time.perf_counter() + seconds)
-    failures = {}
-    for section in SECTIONS:
-        start = time.perf_counter()
-        if start > check.deadline:
-            failures[section.__name__] = "no time was left"
+    failures: list[Row] = []
+    for name, section in SECTIONS.items():
+        start, check.section = time.perf_counter(), name
+        if check.late:
+            failures.append({"section": name, "error": "no time was left"})
             continue
         try:
             section(check)
         except Exception as error:  # the others are worth having all the same
-            failures[section.__name__] = f"{type(error).__name__}: {error}"
+            failures.append({"section": name, "error": f"{type(error).__name__}: {error}"})
             traceback.print_exc()
         release(check)
-        print(f"-- {section.__name__}: {time.perf_counter() - start:.1f} s", flush=True)
-    print_table(check.rows)
-    for name, failure in failures.items():
-        print(f"FAILED {name}: {failure}")
-    results = {"machine": describe(), "size": size, "device": device, "particles": PARTICLES}
-    results |= {"rows": check.rows, "failures": failures}
-    if output is not None:
-        write_json(output, results)
-    return results
-
-
-def main() -> None:
-    """Run from the command line; exit code 1 where a section failed or a target was missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gpu_check.json"))
-    parser.add_argument("--device", choices=("cuda", "cpu"))
-    parser.add_argument("--seconds", type=float, default=420)
-    arguments = parser.parse_args()
-    found = run(arguments.size, arguments.output, arguments.device, arguments.seconds)
-    missed = [row for row in found["rows"] if row["verdict"] == "MISSED"]
-    sys.exit(1 if found["failures"] or missed else 0)
+        print(f"-- {name}: {time.perf_counter() - start:.1f} s", flush=True)
+    return {"device": device, "particles": PARTICLES, "rows": check.rows, "failures": failures}
 
 
 if __name__ == "__main__":
-    main()
+    found = harness.main("gpu_check")
+    missed = [row for row in found["rows"] if row["verdict"] == "MISSED"]
+    sys.exit(1 if found["failures"] or missed else 0)

@@ -1,12 +1,11 @@
-"""Every particle's coordinates, from a cold start: ``scapedist run`` against cryoDRGN's commands.
+"""``scapedist run`` with its default embedding against cryoDRGN's two commands for all particles.
 
-``scapedist run`` with its default embedding against ``cryodrgn analyze_landscape`` and then
-``analyze_landscape_full``, on the bundled model. The latter decodes training volumes of random
-particles and trains an MLP that guesses all others. Its time with the default of 10,000 volumes is
-extrapolated and told apart from what was measured: a run with fewer, and for each further volume
-what one took there from the first volume to the end of training, by cryoDRGN's log; the rest
-(start, prediction, UMAP, plots) does not grow. Memory and disk are then those of that run: they
-hardly grow, with 20 numbers of each volume.
+These are ``analyze_landscape`` and then ``analyze_landscape_full``, from a cold start. The latter
+decodes training volumes of random particles and trains an MLP that guesses all others.
+Its time with the default of 10,000 volumes is extrapolated: a run with fewer, and for each further
+volume what one took there from the first volume to the end of training, by cryoDRGN's log; the
+rest (start, prediction, UMAP, plots) does not grow. Memory and disk are then those of that run:
+they hardly grow, with 20 numbers of each volume.
 
 Accuracy is each program's coordinates against exact ones on its own components, for random
 particles that neither was trained with: scapedist decodes its own, and cryoDRGN's function that
@@ -16,51 +15,67 @@ with the training volumes of each run, never extrapolated.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import logging
 import pickle
 import re
 import tempfile
 from argparse import Namespace
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
-from machine import describe, print_table, write_json
-from processes import disk_bytes, measure
+import whole_run
+from harness import EPOCH, Panel, Row, Table, disk_bytes, measure, scapedist_run
 from random_model import copy_with_particles
-from whole_run import (
-    analyze_landscape,
-    cryodrgn,
-    figures,
-    idle_bytes,
-    ratios_of,
-    scapedist_run,
-    write_umap,
-)
+from whole_run import FIGURES, RATIOS, analyze_landscape, cryodrgn, figures, ratios_of, write_umap
 
 from scapedist.analysis.agreement import agreement
 from scapedist.landscape import Run, open_workers
 from scapedist.particles.place import placed_by
 from scapedist.plan import spread_evenly
 
+TITLE = "Every particle's coordinates"
+TABLES = (
+    Table("rows", f"training volumes | extrapolated | {FIGURES}"),
+    Table(
+        "ratios",
+        f"training volumes | extrapolated | {RATIOS}",
+        "Both of cryoDRGN's commands over scapedist: above 1, scapedist takes less.",
+    ),
+    Table(
+        "pace",
+        "training volumes | growing, s | a volume, s | the rest, s",
+        "What grows with the training volumes of `analyze_landscape_full`, and the rest.",
+    ),
+    Table(
+        "accuracy",
+        "program | training volumes | relative error | worst R2 of ten | 1 - worst R2 "
+        "| largest error",
+        "Coordinates of particles that neither program was trained with.",
+    ),
+)
+PLOTS = (Panel("rows", "training volumes", "{program}", "seconds", "time, s", "training volumes"),)
 DEFAULT = 10_000
 """Training volumes of ``analyze_landscape_full``."""
 FULL = "analyze_landscape_full"
+OPTIONS: dict[str, Row] = {
+    "--sketch": {"type": int, "help": "sketch size, instead of the size's own"},
+    "--training-volumes": {"type": int, "help": "run cryoDRGN with so many, too (default: 10000)"},
+    "--workers": {"type": int, "help": "scapedist's (default: one a core)"},
+}
 
 
 @dataclass(frozen=True)
 class Size:
-    """What one size of the benchmark does."""
+    """Particles and sketch of both programs, cryoDRGN's runs, particles that are compared."""
 
     n_particles: int
     sketch: int
-    box_size: int
+    box: int
     n_training: tuple[int, ...]
     n_sample: int
 
@@ -72,105 +87,60 @@ SIZES = {
 }
 
 
-def main() -> None:
-    """Run both programs and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--sketch", type=int, help="sketch size, instead of the size's own")
-    parser.add_argument(
-        "--training-volumes", type=int, help="run cryoDRGN with so many, too (its default: 10000)"
-    )
-    parser.add_argument("--workers", type=int, help="scapedist's (default: one a core)")
-    parser.add_argument("--output", help="JSON file")
-    arguments = parser.parse_args()
-    logging.disable(logging.INFO)  # cryoDRGN lets all modules tell what they do
-    results = compare(
-        arguments.size, arguments.workers, arguments.sketch, arguments.training_volumes
-    )
-    print_table(results["rows"])
-    print(f"\n{FULL}: what grows with its volumes, and the rest")
-    print_table(results["pace"])
-    print("\nboth of cryodrgn's commands over scapedist")
-    print_table(results["ratios"])
-    print(f"\ncoordinates of {results['sample']} particles unseen by both, against exact ones")
-    print_table(results["accuracy"])
-    if arguments.output:
-        write_json(arguments.output, results)
-
-
-def compare(
-    name: str,
-    n_workers: int | None = None,
+def run(
+    size: str,
+    workers: int | None = None,
     sketch: int | None = None,
-    n_training: int | None = None,
-) -> dict[str, Any]:
-    """Time, memory, disk and accuracy of both programs; ``n_training`` is one run more."""
-    size = SIZES[name]
-    sketch = sketch or size.sketch
-    runs = sorted({*size.n_training, *([n_training] if n_training else [])})
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        as_file(files("scapedist") / "data" / "adk") as bundled,
-    ):
-        place = Path(directory)
-        every = len(np.load(bundled / "truth.npz")["state"])
-        kept = spread_evenly(every, size.n_particles)
-        write_umap(copy_with_particles(bundled, 14, kept, place / "adk"))
-        ours, theirs, pace = _measured(place, sketch, size.box_size, runs, n_workers)
-        sample, accuracy = _accuracy(place, size, runs, n_workers)
+    training_volumes: int | None = None,
+) -> Row:
+    """Time, memory, disk and accuracy of both programs; ``training_volumes`` is one run more."""
+    of = SIZES[size]
+    sketch, more = sketch or of.sketch, {training_volumes} if training_volumes else set()
+    runs = sorted({*of.n_training, *more})
+    with harness.bundled() as (shipped, place):
+        kept = spread_evenly(len(np.load(shipped / "truth.npz")["state"]), of.n_particles)
+        write_umap(copy_with_particles(shipped, EPOCH, kept, place / "adk"))
+        ours, theirs, pace = _measured(place, sketch, of.box, runs, workers)
+        sample, accuracy = _accuracy(place, of, runs, workers)
+    both = [row for row in theirs if row["program"] == "both"]
+    about = ("training volumes", "extrapolated")
     return {
-        "benchmark": "landscape_full",
-        "machine": describe(),
         "sketch": sketch,
-        "box_size": size.box_size,
-        "particles": size.n_particles,
+        "box_size": of.box,
+        "particles": of.n_particles,
         "rows": [ours, *theirs],
         "pace": pace,
-        "ratios": [
-            {
-                "training volumes": row["training volumes"],
-                "extrapolated": row["extrapolated"],
-                **ratios_of(row, ours),
-            }
-            for row in theirs
-            if row["program"] == "both"
-        ],
+        "ratios": [{key: row[key] for key in about} | ratios_of(row, ours) for row in both],
         "sample": len(sample),
         "accuracy": accuracy,
     }
 
 
 def _measured(
-    place: Path, sketch: int, box_size: int, n_training: list[int], n_workers: int | None
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    place: Path, sketch: int, box: int, n_training: list[int], workers: int | None
+) -> tuple[Row, list[Row], list[Row]]:
     """Scapedist's row, cryoDRGN's rows, and where the time of each run of the latter went."""
-    idle, workdir, landscape = idle_bytes(n_workers), place / "adk", place / "landscape"
+    idle, workdir, landscape = whole_run.idle_bytes(workers), place / "adk", place / "landscape"
 
-    def row(program: str, n: int | str, command: list[str], output: Path) -> dict[str, Any]:
-        run = measure(command, log=place / f"{output.name}.log")
+    def row(program: str, n: int | str, command: list[str], output: Path) -> Row:
+        took = measure(command, log=place / f"{output.name}.log")
         of = idle["scapedist" if program == "scapedist" else "cryodrgn"]
         what = {"program": program, "training volumes": n, "extrapolated": False}
-        return what | figures([run], of, disk_bytes(output))
+        return what | figures([took], of, disk_bytes(output))
 
     output = place / "scapedist"
-    ours = row("scapedist", "", scapedist_run(workdir, output, sketch, box_size, n_workers), output)
-    command = analyze_landscape(workdir, landscape, sketch, box_size)
+    ours = row("scapedist", "", scapedist_run(workdir, output, sketch, box, workers), output)
+    command = analyze_landscape(workdir, landscape, sketch, box)
     first = row("analyze_landscape", "", command, landscape)
     full, pace = [], []
     for n in n_training:
         output = place / f"full{n}"
-        options = ["--landscape-dir", str(landscape), "-o", str(output)]
-        options += ["-N", str(n), "-d", str(box_size)]
-        full.append(row(FULL, n, cryodrgn(FULL, str(workdir), "14", *options), output))
+        options = ["--landscape-dir", str(landscape), "-o", str(output), "-N", str(n)]
+        command = cryodrgn(FULL, str(workdir), str(EPOCH), *options, "-d", str(box))
+        full.append(row(FULL, n, command, output))
         growing = growing_seconds((place / f"{output.name}.log").read_text())
-        pace.append(
-            {
-                "training volumes": n,
-                "growing, s": growing,
-                "a volume, s": growing / n,
-                "the rest, s": full[-1]["seconds"] - growing,
-            }
-        )
+        line: Row = {"training volumes": n, "growing, s": growing, "a volume, s": growing / n}
+        pace.append(line | {"the rest, s": full[-1]["seconds"] - growing})
     measured = [(r, p) for r, p in zip(full, pace, strict=True) if p["training volumes"] < DEFAULT]
     full.append(extrapolated(*measured[-1]))
     return ours, [first, *full, *(_both(first, r) for r in full)], pace
@@ -186,19 +156,14 @@ def growing_seconds(log: str) -> float:
     return (stop - start).total_seconds()
 
 
-def extrapolated(row: dict[str, Any], pace: dict[str, Any]) -> dict[str, Any]:
+def extrapolated(row: Row, pace: Row) -> Row:
     """The row of a run with cryoDRGN's default of training volumes, from one with fewer."""
-    further = DEFAULT - row["training volumes"]
-    return row | {
-        "training volumes": DEFAULT,
-        "extrapolated": True,
-        "seconds": row["seconds"] + further * pace["a volume, s"],
-        "cpu seconds": "",
-        "others' cpu seconds": "",
-    }
+    seconds = row["seconds"] + (DEFAULT - row["training volumes"]) * pace["a volume, s"]
+    guessed = {"training volumes": DEFAULT, "extrapolated": True, "seconds": seconds}
+    return row | guessed | {"cpu seconds": "", "others' cpu seconds": ""}
 
 
-def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+def _both(first: Row, second: Row) -> Row:
     """The row of two commands, one after the other."""
     both = second | {"program": "both"}
     for name in ("seconds", "cpu seconds", "others' cpu seconds", "disk MiB"):
@@ -208,12 +173,9 @@ def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-# -- accuracy
-
-
 def _accuracy(
     place: Path, size: Size, n_training: list[int], n_workers: int | None
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
+) -> tuple[np.ndarray, list[Row]]:
     """Random particles unseen by both programs, and a row for each set of coordinates of them."""
     run = Run(place / "scapedist")
     store, method = run.store, placed_by(run.store)
@@ -222,24 +184,26 @@ def _accuracy(
     (kmeans,) = (place / "landscape").glob("kmeans*")
     seen += [np.loadtxt(kmeans / "centers_ind.txt").astype(int)]
     seen += [_load(place / f"full{n}" / "ind.sampled.pkl") for n in n_training]
-    unseen = np.setdiff1d(np.arange(size.n_particles), np.concatenate(seen))
-    rng = np.random.default_rng(99)
-    sample = np.sort(rng.choice(unseen, min(size.n_sample, len(unseen)), replace=False))
+    sample = unseen(size.n_particles, seen, size.n_sample)
     with open_workers(n_workers) as workers:
         exact, _ = run.embedder(workers).exact_rows(sample, "")
     record = store.beside.get("embedding/map", {"results": {}})["results"]
     found = store.read(f"embedding/{method}/coordinates")[sample]
     rows = [_row(f"scapedist, {method}", record.get("training_volumes", ""), found, exact)]
-    exact = cryodrgn_exact(place / "adk", place / "landscape", sample, size.box_size)
+    exact = cryodrgn_exact(place / "adk", place / "landscape", sample, size.box)
     for n in n_training:
-        found = _load(place / f"full{n}" / "vol_pca_all.pkl")[sample]
-        rows.append(_row(FULL, n, found, exact))
+        rows.append(_row(FULL, n, _load(place / f"full{n}" / "vol_pca_all.pkl")[sample], exact))
     return sample, rows
 
 
-def cryodrgn_exact(
-    workdir: Path, landscape: Path, particles: np.ndarray, box_size: int
-) -> np.ndarray:
+def unseen(n_particles: int, seen: list[np.ndarray], n_sample: int) -> np.ndarray:
+    """Random particles that are not among those seen, in order."""
+    others = np.setdiff1d(np.arange(n_particles), np.concatenate(seen))
+    rng = np.random.default_rng(99)
+    return np.sort(rng.choice(others, min(n_sample, len(others)), replace=False))
+
+
+def cryodrgn_exact(workdir: Path, landscape: Path, particles: np.ndarray, box: int) -> np.ndarray:
     """Coordinates (n, r) of particles by volumes that cryoDRGN decodes and projects.
 
     The function is its own: asked for as many volumes as there are latents, it takes them all, in
@@ -248,24 +212,23 @@ def cryodrgn_exact(
     import cryodrgn.config
     from cryodrgn.commands.analyze_landscape_full import generate_and_map_volumes
 
-    latents = _load(workdir / "z.14.pkl")[particles]
+    latents = _load(workdir / f"z.{EPOCH}.pkl")[particles]
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         latents_file = Path(scratch) / "z.pkl"
         latents_file.write_bytes(pickle.dumps(latents))
-        options = {"training_volumes": len(latents), "seed": 0, "downsample": box_size}
         _, coordinates = generate_and_map_volumes(
             str(latents_file),
             cryodrgn.config.load(str(workdir / "config.yaml")),
-            str(workdir / "weights.14.pkl"),
+            str(workdir / f"weights.{EPOCH}.pkl"),
             str(landscape / "mask.mrc"),
             str(landscape / "vol_pca_obj.pkl"),
             scratch,
-            Namespace(flip=False, **options),
+            Namespace(flip=False, training_volumes=len(latents), seed=0, downsample=box),
         )
     return np.asarray(coordinates)
 
 
-def _row(program: str, n: int | str, found: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
+def _row(program: str, n: int | str, found: np.ndarray, exact: np.ndarray) -> Row:
     of = agreement(found, exact)
     return {
         "program": program,
@@ -282,4 +245,4 @@ def _load(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    harness.main("landscape_full")

@@ -7,7 +7,6 @@ some of its particles alone.
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import shutil
 from pathlib import Path
@@ -21,17 +20,17 @@ from cryodrgn.models import HetOnlyVAE, get_decoder
 from cryodrgn.models_ai import HyperVolume
 
 COMMANDS = ("train_vae", "train_dec", "abinit")
-ENCODINGS = (
-    "gaussian",
-    "linear_lowf",
-    "geom_ft",
-    "geom_full",
-    "geom_lowf",
-    "geom_nohighf",
-    "none",
-)
+ENCODINGS = ("gaussian", "linear_lowf", "geom_ft", "geom_full", "geom_lowf", "geom_nohighf", "none")
 DOMAINS = ("fourier", "hartley")
 ACTIVATIONS = {"relu": torch.nn.ReLU, "leaky_relu": torch.nn.LeakyReLU}
+TINY_ENCODER = {
+    "qlayers": 1,
+    "qdim": 2,
+    "encode_mode": "resid",
+    "enc_mask": -1,
+    "tilt_params": {"tdim": 1024, "tlayers": 3, "t_emb_dim": 64, "ntilts": 10},
+}
+"""Settings of an encoder that takes next to no room: nothing here encodes images."""
 
 
 def write_random_model(
@@ -60,93 +59,65 @@ def write_random_model(
 
     Parameters
     ----------
-    workdir
-        Directory to write into; made where it does not exist.
-    command
-        ``train_vae``, ``train_dec`` or ``abinit``.
-    box_size
-        Voxels along an edge, even.
-    layers, width
-        Hidden layers of the decoder and their width.
-    zdim
-        Dimension of the latents.
+    workdir, command
+        Directory, made where it does not exist; ``train_vae``, ``train_dec`` or ``abinit``.
+    box_size, layers, width, zdim
+        Voxels along an edge, even; hidden layers of the decoder and their width; of the latents.
     encoding, pe_dim, domain, activation
         The decoder's, as the training commands name them. ``abinit`` has gaussian, hartley, relu.
-    latent_encoding
-        ``geom`` or None (``abinit`` only; its ``pe_type_conf``).
-    extent
-        Frequency of the lattice's last point.
-    norm
-        Mean and standard deviation of the data's Hartley coefficients.
-    mask_radius
-        Output mask of ``abinit`` in lattice points (default: half the box).
-    n_particles
-        Rows of the latents.
-    with_indices
-        Whether the training used ``--ind``: particles are then every other of a larger stack.
+    latent_encoding, mask_radius
+        Of ``abinit`` alone: ``geom`` or None (its ``pe_type_conf``); of the output mask in lattice
+        points (default: half the box).
+    extent, norm
+        Frequency of the lattice's last point; mean and deviation of the data's coefficients.
+    n_particles, with_indices
+        Rows of the latents; whether the training used ``--ind``: particles are then every other of
+        a larger stack.
     pixel_size_angstroms
         Of the CTF file; None writes no CTF file.
-    epoch
-        Number in the files' names.
-    seed
-        Of the weights and the latents.
+    epoch, seed
+        Number in the files' names; of the weights and the latents.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    dataset = {
-        "particles": "particles.mrcs",
-        "invert_data": True,
-        "ind": None,
-        "datadir": None,
-        "ctf": None,
-    }
+    dataset: dict[str, Any] = {"particles": "particles.mrcs", "invert_data": True}
+    dataset |= dict.fromkeys(("ind", "datadir", "ctf"))
     stack_size = 2 * n_particles if with_indices else n_particles
     if with_indices:
         dataset["ind"] = str(workdir / "ind.pkl")
         _dump(workdir / "ind.pkl", np.arange(1, stack_size, 2))
     if pixel_size_angstroms is not None:
         dataset["ctf"] = str(workdir / "ctf.pkl")
-        _dump(workdir / "ctf.pkl", _ctf_table(stack_size, box_size, pixel_size_angstroms))
-
+        # D, A/px, dfU, dfV, angle, kV, Cs, w, phase
+        row = [box_size, pixel_size_angstroms, 15000, 14800, 30, 300, 2.7, 0.1, 0]
+        _dump(workdir / "ctf.pkl", np.tile(np.array(row, np.float32), (stack_size, 1)))
     lattice = {"D": box_size + 1, "extent": extent, "ignore_DC": True}
     config: dict[str, Any] = {"dataset_args": dataset, "lattice_args": lattice, "seed": seed}
     config["cmd"] = ["cryodrgn", command]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if command == "abinit":
-            hypervolume = HyperVolume(
+            half = box_size // 2
+            shape = (
                 box_size + 1,
                 zdim,
                 layers,
                 width,
                 encoding,
-                box_size // 2 if pe_dim is None else pe_dim,
-                0.5,
-                "hartley",
-                pe_type_conf=latent_encoding,
+                half if pe_dim is None else pe_dim,
             )
+            hypervolume = HyperVolume(*shape, 0.5, "hartley", pe_type_conf=latent_encoding)
             _spread(hypervolume.mlp.main)
             config |= _abinit_settings(hypervolume, norm)
-            checkpoint = _abinit_checkpoint(hypervolume, epoch, mask_radius or box_size // 2)
+            checkpoint = _abinit_checkpoint(hypervolume, epoch, mask_radius or half)
         else:
-            dataset |= {
-                "norm": list(norm),
-                "window": True,
-                "window_r": 0.85,
-                "poses": "poses.pkl",
-                "do_pose_sgd": False,
-            }
-            settings: dict[str, Any] = {
-                "zdim": zdim,
-                "pe_type": encoding,
-                "pe_dim": pe_dim,
-                "feat_sigma": 0.5,
-                "domain": domain,
-                "activation": activation,
-            }
+            dataset |= {"norm": list(norm), "window": True, "window_r": 0.85}
+            dataset |= {"poses": "poses.pkl", "do_pose_sgd": False}
+            settings: dict[str, Any] = {"zdim": zdim, "pe_type": encoding, "pe_dim": pe_dim}
+            settings |= {"feat_sigma": 0.5, "domain": domain, "activation": activation}
             if command == "train_vae":
                 dataset["keepreal"] = False
-                settings |= {"players": layers, "pdim": width, **_tiny_encoder()}
+                settings |= {"players": layers, "pdim": width, **TINY_ENCODER}
             else:
                 settings |= {"layers": layers, "dim": width}
             config["model_args"] = settings
@@ -161,7 +132,13 @@ def write_random_model(
                 checkpoint["norm"] = list(norm)
     cryodrgn.config.save(config, "config.yaml", str(workdir))
     torch.save(checkpoint, workdir / f"weights.{epoch}.pkl")
-    _write_latents(workdir / f"z.{epoch}.pkl", command, n_particles, zdim, seed)
+    # train_vae writes two float32 arrays, means and log variances, abinit one of float64
+    rng = np.random.default_rng(seed)
+    latents = rng.normal(size=(n_particles, zdim))
+    arrays = [latents if command == "abinit" else latents.astype(np.float32)]
+    if command == "train_vae":
+        arrays.append(rng.normal(-2, 0.3, (n_particles, zdim)).astype(np.float32))
+    _dump(workdir / f"z.{epoch}.pkl", *arrays)
     return workdir
 
 
@@ -171,19 +148,8 @@ def copy_with_particles(workdir: Path, epoch: int, rows: np.ndarray | slice, pla
     latents = place / f"z.{epoch}.pkl"
     with latents.open("rb") as stream:
         arrays = [pickle.load(stream)[rows] for _ in range(2)]
-    latents.write_bytes(b"".join(pickle.dumps(array) for array in arrays))
+    _dump(latents, *arrays)
     return place
-
-
-def _tiny_encoder() -> dict[str, Any]:
-    """The settings of an encoder that takes next to no room: nothing here encodes images."""
-    return {
-        "qlayers": 1,
-        "qdim": 2,
-        "encode_mode": "resid",
-        "enc_mask": -1,
-        "tilt_params": {"tdim": 1024, "tlayers": 3, "t_emb_dim": 64, "ntilts": 10},
-    }
 
 
 def _make_module(config: dict[str, Any]) -> torch.nn.Module:
@@ -225,15 +191,10 @@ def _spread(layers: torch.nn.Sequential) -> None:
 
 
 def _abinit_settings(hypervolume: HyperVolume, norm: tuple[float, float]) -> dict[str, Any]:
+    names = ("pe_type", "pe_dim", "feat_sigma", "domain")
+    settings = {"zdim": hypervolume.z_dim, "use_conf_encoder": False}
     return {
-        "model_args": {
-            "zdim": hypervolume.z_dim,
-            "use_conf_encoder": False,
-            "pe_type": hypervolume.pe_type,
-            "pe_dim": hypervolume.pe_dim,
-            "feat_sigma": hypervolume.feat_sigma,
-            "domain": hypervolume.domain,
-        },
+        "model_args": settings | {name: getattr(hypervolume, name) for name in names},
         "training": {"zdim": hypervolume.z_dim, "pe_type_conf": hypervolume.pe_type_conf},
         "data_norm_mean": float(norm[0]),
         "data_norm_std": float(norm[1]),
@@ -241,69 +202,18 @@ def _abinit_settings(hypervolume: HyperVolume, norm: tuple[float, float]) -> dic
 
 
 def _abinit_checkpoint(hypervolume: HyperVolume, epoch: int, mask_radius: int) -> dict[str, Any]:
-    state = hypervolume.state_dict()
-    lattice = Lattice(hypervolume.D)
+    state, lattice = hypervolume.state_dict(), Lattice(hypervolume.D)
+    optimizer = torch.optim.Adam(hypervolume.parameters())
     return {
         "epoch": epoch,
-        "model_state_dict": {
-            "coords": lattice.coords,
-            "freqs2d": lattice.freqs2d,
-            **{f"hypervolume.{name}": value for name, value in state.items()},
-        },
+        "model_state_dict": {"coords": lattice.coords, "freqs2d": lattice.freqs2d}
+        | {f"hypervolume.{name}": value for name, value in state.items()},
         "hypervolume_state_dict": state,
         "hypervolume_params": hypervolume.get_building_params(),
-        "optimizers_state_dict": {
-            "hypervolume": torch.optim.Adam(hypervolume.parameters()).state_dict()
-        },
+        "optimizers_state_dict": {"hypervolume": optimizer.state_dict()},
         "output_mask_radius": mask_radius,
     }
 
 
-def _ctf_table(n_rows: int, box_size: int, pixel_size_angstroms: float) -> np.ndarray:
-    """A CTF table (n_rows, 9) float32: D, A/px, dfU, dfV, angle, kV, Cs, w, phase."""
-    row = [box_size, pixel_size_angstroms, 15000, 14800, 30, 300, 2.7, 0.1, 0]
-    return np.tile(np.array(row, np.float32), (n_rows, 1))
-
-
-def _write_latents(path: Path, command: str, n_particles: int, zdim: int, seed: int) -> None:
-    """Latents as a command writes them: train_vae two float32 arrays, abinit one of float64."""
-    random = np.random.default_rng(seed)
-    latents = random.normal(size=(n_particles, zdim))
-    if command != "abinit":
-        latents = latents.astype(np.float32)
-    with path.open("wb") as stream:
-        pickle.dump(latents, stream)
-        if command == "train_vae":
-            pickle.dump(random.normal(-2, 0.3, (n_particles, zdim)).astype(np.float32), stream)
-
-
-def _dump(path: Path, data: np.ndarray) -> None:
-    with path.open("wb") as stream:
-        pickle.dump(data, stream)
-
-
-def main() -> None:
-    """Command line: write one work directory."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("workdir", type=Path, help="directory to write")
-    parser.add_argument("--command", choices=COMMANDS, default="train_vae")
-    parser.add_argument("--box-size", type=int, default=128, help="voxels along an edge")
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--zdim", type=int, default=8)
-    parser.add_argument("--encoding", choices=ENCODINGS, default="gaussian")
-    parser.add_argument("--pe-dim", type=int)
-    parser.add_argument("--domain", choices=DOMAINS, default="fourier")
-    parser.add_argument("--activation", choices=tuple(ACTIVATIONS), default="relu")
-    parser.add_argument("--latent-encoding", choices=("geom",), help="abinit only")
-    parser.add_argument("--n-particles", type=int, default=1000)
-    parser.add_argument("--with-indices", action="store_true", help="as a training with --ind")
-    parser.add_argument("--epoch", type=int, default=19)
-    parser.add_argument("--seed", type=int, default=0)
-    options = vars(parser.parse_args())
-    workdir = write_random_model(**options)
-    print(f"{workdir}: {options['command']}, epoch {options['epoch']}")
-
-
-if __name__ == "__main__":
-    main()
+def _dump(path: Path, *arrays: np.ndarray) -> None:
+    path.write_bytes(b"".join(pickle.dumps(array) for array in arrays))

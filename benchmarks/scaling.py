@@ -1,20 +1,18 @@
-"""How the work scales with workers: measured here, and projected to more by a fitted model.
+"""The same jobs on more workers, and as much work for each of them.
 
 Jobs: ``exact`` (decode, mask, project), ``generate`` (decode into the Zarr store) and ``reduced``
 (the field at a few points), each handed to workers and kept as a run does it. One worker is this
 process on one thread; n workers are processes of one thread each, or GPUs. All have read their
 decoder and components before. Numbers of workers take turns (GPUs cannot: each set of workers has
 them alone), and a time counts where other programs took less than 5 % of the cores meanwhile.
-``machine`` is as many processes without a scheduler, each with its share: what these cores give.
+Processes alone are as many without a scheduler, each with its share: what these cores give.
 
-The model fitted to that, and what it projects, is in ``scaling_model.py``.
+The paper's network is projected by a model that is fitted to that, not measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import logging
 import os
 import shutil
 import statistics
@@ -24,33 +22,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import as_file, files
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import harness
 import numpy as np
 import psutil
-from machine import describe, print_table, seconds_of, write_json
-from scaling_model import (
-    JOBS,
-    PAPER_BOX,
-    PAPER_LAYERS,
-    PAPER_WIDTH,
-    Given,
-    batch_of,
-    check,
-    fit,
-    fit_line,
-    paper,
-    plain,
-)
-from scaling_plot import draw
+import scaling_model
+from harness import EPOCH, MIB, Panel, Row, Table, exhaust, seconds_of
+from scaling_model import JOBS, PAPER_BOX, PAPER_LAYERS, PAPER_WIDTH, batch_of, fit_line
 
-from scapedist.landscape import PRELOADED, Run, open_workers
-from scapedist.model.decoder import Decoder
+from scapedist import Run
+from scapedist.landscape import PRELOADED, open_workers
 from scapedist.particles.exact import Embedder, exact_batch
 from scapedist.particles.fit_reduced import ensure_map
 from scapedist.particles.reduced import REDUCED_ROWS, reduced_batch
@@ -63,31 +49,55 @@ from scapedist.workers import Serial, Workers, available_cores, one_thread
 from scapedist.workers.gpus import visible_gpus
 from scapedist.workers.start import main_module_left_alone, start_forkserver
 
+TITLE = "Scaling"
+TABLES = (
+    Table(
+        "scaling",
+        "case | job | workers | seconds: time, s | ratio: times as fast | lowest | highest "
+        "| machine: processes alone | of_machine: of these | weak: efficiency, as much work each",
+    ),
+    Table(
+        "overhead",
+        "case | job | batches_of | particles | workers | task_seconds: a task, s "
+        "| task_fraction: of the time",
+        "What the scheduler takes.",
+    ),
+    Table(
+        "check",
+        "case | job | workers | measured | model | error | on_machine | its_error",
+        "The model against more workers than it was fitted to.",
+    ),
+    Table(
+        "disk_bytes_a_second",
+        "page_cache | disk | write_row",
+        "Bytes a second that processes write together.",
+    ),
+    Table(
+        "paper.rows",
+        "job | particles | workers | hours | limit | first_full | at_workers | basis",
+        "Projected: the paper's network.",
+    ),
+)
+PLOTS = (
+    Panel("scaling", "workers", "{job}, {case}", "ratio", "times as fast as one worker", "workers"),
+    Panel("scaling", "workers", "{job}, {case}", "weak", "efficiency", "workers"),
+    Panel(
+        "paper.rows", "workers", "{job}", "hours", "the paper's network by the model, h", "workers"
+    ),
+)
 QUIET = 0.05
 """Of all cores: what other programs may take while a time is measured that counts."""
 TASKS_OF = {"cpu": 1, "cuda": 8}
 """Times as many tasks in a round where a batch takes less time."""
-MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Case:
     """A model, and what is done with it.
 
-    Attributes
-    ----------
-    name
-        ``bundled`` for the model that scapedist ships; others are random.
-    box_size, width
-        Of the volumes; of the random model, whose layers are 3.
-    n_particles, sketch, tolerance
-        Of the run, and of its reduced map.
-    jobs
-        What is measured.
-    n_tasks
-        Of a round, for each of the largest number of workers.
-    n_rounds
-        Quiet ones that are wanted; at most twice as many are made.
+    The model is ``bundled`` or random, of a box and a width of three layers; particles, sketch and
+    tolerance are of its run. A round has so many tasks for each of the largest number of workers;
+    at most twice as many rounds are made as quiet ones are wanted.
     """
 
     name: str
@@ -121,6 +131,10 @@ SIZES = {
         (100, 300),
         512 * MIB,
     ),
+}
+OPTIONS: dict[str, Row] = {
+    "--gpus": {"help": "all, or numbers as 0,2 (default: CPUs)"},
+    "--workers": {"type": int, "metavar": "N", "help": "most CPU workers (default: cores)"},
 }
 
 
@@ -177,28 +191,27 @@ def assignment(
 ) -> Iterator[Assignment]:
     """A job's tasks, of ``size`` particles each, with files of its own; ``empty``: do nothing."""
     rows = np.arange(n_tasks * size) % len(embedder.latents)
-    spans = batches(len(rows), size)
+    spans, shared = batches(len(rows), size), embedder.projection
     place = embedder.directory / f"scaling{uuid4().hex}"
-    projection = embedder.projection
     try:
         if job == "generate":
-            store = RunStore(place, "w-")
-            box = (projection.source.box_size,) * 3
+            store, box = RunStore(place, "w-"), (shared.source.box_size,) * 3
             store.create(FULL, (len(rows), *box), "float32", ("t", "z", "y", "x"), (1, *box))
-            source = dataclasses.replace(projection.source, latents=embedder.latents[rows])
+            source = dataclasses.replace(shared.source, latents=embedder.latents[rows])
             writing = Writing(source, store.reader, {FULL: np.arange(len(rows))})
-            tasks = [(FULL, start, stop) for start, stop in spans]
-            work = empty_entry if empty else write_batch
-            yield Assignment(work, writing, tasks, lambda _, entry: store.journal_append(entry))
+            yield Assignment(
+                empty_entry if empty else write_batch,
+                writing,
+                [(FULL, start, stop) for start, stop in spans],
+                lambda _, entry: store.journal_append(entry),
+            )
         else:
             place.mkdir()
-            columns = embedder.r + {"exact": 1, "reduced": 2}[job]
-            file = RowFile(place / "rows", "scaling", columns)
+            columns, batch = {"exact": (1, exact_batch), "reduced": (2, reduced_batch)}[job]
+            file = RowFile(place / "rows", "scaling", embedder.r + columns)
             yield Assignment(
-                partial(empty_rows, columns)
-                if empty
-                else {"exact": exact_batch, "reduced": reduced_batch}[job],
-                projection,
+                partial(empty_rows, embedder.r + columns) if empty else batch,
+                shared,
                 [embedder.latents[rows[start:stop]] for start, stop in spans],
                 lambda number, found: file.append(rows[slice(*spans[number])], found),
             )
@@ -211,7 +224,7 @@ def empty_rows(columns: int, shared: Any, latents: np.ndarray) -> np.ndarray:
     return np.zeros((len(latents), columns), np.float32)
 
 
-def empty_entry(shared: Any, task: tuple[str, int, int]) -> dict[str, Any]:
+def empty_entry(shared: Any, task: tuple[str, int, int]) -> Row:
     """A journal's entry as long as a batch's."""
     name, start, stop = task
     percentile = [0.123456789012345] * (stop - start)
@@ -240,13 +253,7 @@ def once(work: Callable[[Any, Any], Any], shared: Any, task: Any) -> None:
 
 
 class SideBySide:
-    """Processes that each work through a share of the tasks, nobody between them.
-
-    Parameters
-    ----------
-    n
-        How many there are.
-    """
+    """So many processes that each work through a share of the tasks, nobody between them."""
 
     def __init__(self, n: int) -> None:
         context = get_context("forkserver")
@@ -267,12 +274,12 @@ class SideBySide:
         ends = self._ends[:n]
         for number, end in enumerate(ends):
             end.send((work, shared, tasks[number::n]))
-        _hear(ends)
+        exhaust(end.recv() for end in ends)
 
         def go() -> None:
             for end in ends:
                 end.send(None)
-            _hear(ends)
+            exhaust(end.recv() for end in ends)
 
         return watched(go)
 
@@ -284,11 +291,6 @@ class SideBySide:
             process.join(10)
 
 
-def _hear(ends: Sequence[Connection]) -> None:
-    for end in ends:
-        end.recv()
-
-
 def serve(end: Connection) -> None:
     """Do what comes: (work, shared, tasks), then a word to begin, until there is no more."""
     try:
@@ -296,8 +298,7 @@ def serve(end: Connection) -> None:
             work, shared, tasks = end.recv()
             end.send(None)
             end.recv()
-            for _ in Serial().run(work, shared, tasks):
-                pass
+            exhaust(Serial().run(work, shared, tasks))
             end.send(None)
     except EOFError:
         return
@@ -309,19 +310,19 @@ def disk_rates(aside: SideBySide, n: int, place: Path, n_bytes: int, box: int) -
     ``page_cache`` and ``write_row`` end in memory; ``disk`` is down to the disk, which counts
     where more is written than memory holds.
     """
-    shape = (n, max(1, n_bytes // (4 * box**3)), box)
-    asked = {
+    n_rows = max(1, n_bytes // (4 * box**3))
+    asked: dict[str, tuple[Any, Any, int]] = {
         "page_cache": (write_file, (place, n_bytes, False), n * n_bytes),
         "disk": (write_file, (place, n_bytes, True), n * n_bytes),
-        "write_row": (write_volumes, (place, shape), 4 * n * shape[1] * box**3),
+        "write_row": (write_volumes, (place, n_rows, box), 4 * n * n_rows * box**3),
     }
     rates: dict[str, list[float]] = {name: [] for name in asked}
     for _ in range(3):
         for name, (work, shared, total) in asked.items():
             place.mkdir()
             if name == "write_row":
-                rows, store = n * shape[1], RunStore(place / "store", "w-")
-                store.create(FULL, (rows, box, box, box), "float32", (), (1, box, box, box))
+                shape, chunk = (n * n_rows, box, box, box), (1, box, box, box)
+                RunStore(place / "store", "w-").create(FULL, shape, "float32", (), chunk)
             rates[name].append(total / aside.time(n, work, shared, range(n)).seconds)
             shutil.rmtree(place)
     return {name: statistics.median(values) for name, values in rates.items()}
@@ -338,9 +339,9 @@ def write_file(shared: tuple[Path, int, bool], number: int) -> None:
             os.fsync(stream.fileno())
 
 
-def write_volumes(shared: tuple[Path, tuple[int, int, int]], number: int) -> None:
+def write_volumes(shared: tuple[Path, int, int], number: int) -> None:
     """Write a process's rows of an array of volumes, one after the other."""
-    place, (_, n_rows, box) = shared
+    place, n_rows, box = shared
     array = RunStore(place / "store", "r+").array(FULL)
     volume = np.ones((box, box, box), np.float32)
     for row in range(number * n_rows, (number + 1) * n_rows):
@@ -357,18 +358,16 @@ def worker_counts(most: int) -> list[int]:
 
 def landscape(case: Case, place: Path, workers: Workers, n_particles: int) -> Run:
     """A case's run up to its components, and its reduced map where that is measured."""
-    from random_model import copy_with_particles, write_random_model
+    from random_model import copy_with_particles, write_random_model  # not in workers: cryoDRGN
 
-    epoch = 14 if case.name == "bundled" else 19
+    epoch, model = EPOCH if case.name == "bundled" else 19, place / "model"
     if case.name == "bundled":
-        with as_file(files("scapedist") / "data" / "adk") as bundled:
-            rows = np.resize(np.arange(20_000), n_particles)
-            workdir = copy_with_particles(bundled, epoch, rows, place / "model")
+        with harness.bundled() as (shipped, _):
+            copy_with_particles(shipped, EPOCH, np.resize(np.arange(20_000), n_particles), model)
     else:
-        workdir = write_random_model(
-            place / "model", box_size=case.box_size, width=case.width, n_particles=n_particles
-        )
-    made = Run.create(workdir, epoch, place / "run")
+        shape: Row = {"box_size": case.box_size, "width": case.width}
+        write_random_model(model, n_particles=n_particles, **shape)
+    made = Run.create(model, epoch, place / "run")
     made.sketch(size=case.sketch, quality_groups=0)
     made.generate(workers, box_size=case.box_size).mask().pca(components=20)
     if "reduced" in case.jobs:
@@ -399,8 +398,7 @@ def rounds(
     while n_quiet < case.n_rounds and n_made < 2 * case.n_rounds:
         for kind, n, n_tasks in plan:
             with assignment(job, embedders[n], n_tasks, size) as given:
-                if kind == "machine":
-                    assert aside is not None
+                if kind == "machine" and aside is not None:
                     found = aside.time(n, given.work, given.shared, given.tasks)
                 else:
                     found = watched(partial(given.on, embedders[n].workers))
@@ -426,42 +424,35 @@ def median_time(times: Sequence[Timing]) -> float:
     return statistics.median(quiet or [t.seconds for t in times])
 
 
-def summary(job: str, case: Case, times: Times, most: int, device: str) -> list[dict[str, Any]]:
+def summary(job: str, case: Case, times: Times, most: int, device: str) -> list[Row]:
     """A row for each number of workers: ratios to one worker, round by round and their medians."""
-    n_tasks = case.n_tasks * TASKS_OF[device] * most
-    rows = []
+    n_tasks, rows = case.n_tasks * TASKS_OF[device] * most, []
     for n in sorted(n for kind, n in times if kind == "strong"):
-        strong, n_quiet = ratios(times["strong", 1], times["strong", n])
+        mine = times["strong", n]
+        strong, n_quiet = ratios(times["strong", 1], mine)
         weak, _ = ratios(times["weak", 1], times["weak", n])
-        row = {"case": case.name, "job": job, "workers": n}
+        row: Row = {"case": case.name, "job": job, "workers": n}
         row |= {"particles": n_tasks * batch_of(job, device), "tasks": n_tasks}
-        row |= {"seconds": median_time(times["strong", n]), "ratio": statistics.median(strong)}
+        row |= {"seconds": median_time(mine), "ratio": statistics.median(strong)}
         row |= {"lowest": min(strong), "highest": max(strong), "ratios": strong}
-        row |= {"quiet": n_quiet, "rounds": len(times["strong", n])}
+        row |= {"quiet": n_quiet, "rounds": len(mine)}
         if ("machine", n) in times:
             aside, _ = ratios(times["strong", 1], times["machine", n])
-            beside, _ = ratios(times["machine", n], times["strong", n])
+            beside, _ = ratios(times["machine", n], mine)
             row |= {"machine": statistics.median(aside), "machine_ratios": aside}
             row |= {"of_machine": statistics.median(beside)}
         if n > 1:
-            shares = [t.cpu_seconds / t.seconds for t in times["strong", n]]
-            row |= {"client_cpu": statistics.median(shares)}
+            row["client_cpu"] = statistics.median(t.cpu_seconds / t.seconds for t in mine)
         row |= {"weak_seconds": median_time(times["weak", n]), "weak": statistics.median(weak)}
         rows.append(row | {"weak_ratios": weak})
     return rows
 
 
-def empty_tasks(job: str, embedder: Embedder, size: int, counts: Sequence[int]) -> dict[str, Any]:
+def empty_tasks(job: str, embedder: Embedder, size: int, counts: Sequence[int]) -> Row:
     """What a task costs that does nothing: seconds on the clock, and CPU seconds of this process.
 
-    Parameters
-    ----------
-    job, embedder
-        Whose tasks, results and records; of the workers that are asked.
-    size
-        Particles of a task.
-    counts
-        Numbers of tasks; a line through their times has a start and a slope.
+    It is as large as one of ``size`` particles. A line through the times of several numbers of
+    tasks has a start and a slope.
     """
     times: dict[int, list[Timing]] = {n_tasks: [] for n_tasks in counts}
     with assignment(job, embedder, 2, size, empty=True) as given:
@@ -471,37 +462,26 @@ def empty_tasks(job: str, embedder: Embedder, size: int, counts: Sequence[int]) 
             times[n_tasks].append(watched(partial(given.on, embedder.workers)))
     start, task = fit_line(counts, [median_time(times[n]) for n in counts])
     cpus = [statistics.median(t.cpu_seconds for t in times[n]) for n in counts]
-    return {
-        "job": job,
-        "particles": size,
-        "workers": embedder.workers.n_workers,
-        "start_seconds": start,
-        "task_seconds": task,
-        "client_cpu_seconds": fit_line(counts, cpus)[1],
-    }
+    row: Row = {"job": job, "particles": size, "workers": embedder.workers.n_workers}
+    row |= {"start_seconds": start, "task_seconds": task}
+    return row | {"client_cpu_seconds": fit_line(counts, cpus)[1]}
 
 
 def measure(
     case: Case,
-    size: Size,
+    n_empty: tuple[int, int],
     place: Path,
     most: int,
     gpus: Sequence[str],
     aside: SideBySide,
-    projected: str,
-) -> dict[str, Any]:
-    """All that is measured of a case: ``scaling``, ``overhead`` and what the model needs.
-
-    Empty tasks are also as large as those of the device that is ``projected`` to.
-    """
-    device, counts = "cuda" if gpus else "cpu", worker_counts(most)
-    n_particles = case.n_particles
+) -> Row:
+    """All that is measured of a case: ``scaling``, ``overhead`` and what the model needs."""
+    device, counts, n_particles = "cuda" if gpus else "cpu", worker_counts(most), case.n_particles
     if gpus:  # each task has particles of its own
-        n_particles = max(
-            n_particles, case.n_tasks * TASKS_OF[device] * most * REDUCED_ROWS[device]
-        )
+        n_tasks = case.n_tasks * TASKS_OF[device] * most
+        n_particles = max(n_particles, n_tasks * REDUCED_ROWS[device])
     times: dict[str, Times] = {job: {} for job in case.jobs}
-    found: dict[str, Any] = {"case": case, "device": device, "overhead": [], "connect_seconds": {}}
+    found: Row = {"case": case, "device": device, "overhead": [], "connect_seconds": {}}
     place.mkdir()
     for some in [[n] for n in reversed(counts)] if gpus else [counts]:
         with ExitStack() as stack:
@@ -518,20 +498,19 @@ def measure(
                 found["warm_seconds"] = warm(case.jobs[0], embedders[most], 1)
                 found["idle"] = watched(partial(time.sleep, 0.5)).cpu_seconds / 0.5
                 found["overhead"] = [
-                    {"case": case.name, "batches_of": of}
-                    | empty_tasks(job, embedders[most], batch_of(job, of), size.n_empty)
+                    {"case": case.name, "batches_of": device}
+                    | empty_tasks(job, embedders[most], batch_of(job, device), n_empty)
                     for job in case.jobs
-                    for of in sorted({device, projected})
                 ]
             for job in case.jobs:
                 times[job] |= rounds(job, case, embedders, most, None if gpus else aside)
             source = embedders[max(embedders)].projection.source
-    assert source.decoder is not None
-    n_points = dict.fromkeys(JOBS, source.decoder.lattice(source.box_size).n_points)
+    decoder: Any = source.decoder
+    n_points = dict.fromkeys(JOBS, decoder.lattice(source.box_size).n_points)
     if "reduced" in case.jobs:
         n_points["reduced"] = made.store.beside["embedding/map"]["results"]["points"]
     found["points"] = n_points
-    found["flops"] = {job: n * source.decoder.flops_per_point for job, n in n_points.items()}
+    found["flops"] = {job: n * decoder.flops_per_point for job, n in n_points.items()}
     found["scaling"] = [
         row for job in case.jobs for row in summary(job, case, times[job], most, device)
     ]
@@ -540,36 +519,28 @@ def measure(
 
 def on_gpu(gpus: Sequence[str]) -> dict[str, float]:
     """Seconds for a volume of the paper's model on the first of these GPUs, and copied bytes."""
-    from random_model import write_random_model
-
-    from scapedist import open_model
-
-    with tempfile.TemporaryDirectory() as place, open_workers(gpus=gpus[0]) as workers:
-        write_random_model(
-            place, box_size=PAPER_BOX, layers=PAPER_LAYERS, width=PAPER_WIDTH, n_particles=64
-        )
-        model = open_model(place, 19)
+    with open_workers(gpus=gpus[0]) as workers:
         return {
-            "decode_seconds": workers.call(gpu_seconds, model.decoder, model.latents),
+            "decode_seconds": workers.call(gpu_seconds),
             "copy_bytes_a_second": workers.call(copy_rate, 4 * PAPER_BOX**3),
         }
 
 
-def gpu_seconds(decoder: Decoder, latents: np.ndarray) -> float:
+def gpu_seconds(n: int = 64) -> float:
     """Seconds for a volume on a GPU in float32, called where it is."""
     import torch
+    from gpu_check import decode_all, random_decoder
 
     from scapedist.model.field import Field
 
-    field = Field(decoder, "cuda")
+    field = Field(random_decoder(PAPER_BOX, PAPER_WIDTH, PAPER_LAYERS), "cuda")
 
     def decode() -> None:
-        for _ in field.volumes(latents):
-            pass
+        decode_all(field, n)
         torch.cuda.synchronize()
 
     decode()
-    return statistics.median(seconds_of(decode) for _ in range(3)) / len(latents)
+    return statistics.median(seconds_of(decode) for _ in range(3)) / n
 
 
 def copy_rate(n_bytes: int) -> float:
@@ -588,63 +559,38 @@ def copy_rate(n_bytes: int) -> float:
     return 16 * n_bytes / statistics.median(seconds_of(copy) for _ in range(5))
 
 
-# -- all of it
+def run(size: str, gpus: str | None = None, workers: int | None = None) -> Row:
+    """Measure, fit, project.
 
-
-def run(
-    size: str,
-    output: str | Path | None,
-    plot: str | Path | None = None,
-    gpus: str | None = None,
-    most: int | None = None,
-    given: Given | None = None,
-) -> dict[str, Any]:
-    """Measure, fit, project; print tables, write them and draw them.
-
-    Parameters
-    ----------
-    size
-        ``tiny``, ``small`` or ``full``.
-    output, plot
-        JSON and PNG file to write, or None.
-    gpus
-        GPUs of this machine, ``all`` or numbers; None for CPUs.
-    most
-        Largest number of CPU workers, 2 or more (default: one a core).
-    given
-        What is known of other machines.
+    On GPUs of this machine, ``all`` or numbers, or else on at most so many CPU workers, 2 or more
+    (default: one a core).
     """
-    identities: list[str] = []
+    of, identities = SIZES[size], list[str]()
     if gpus is not None:
         every = [str(number) for number in range(len(visible_gpus()))]
         identities = every if gpus == "all" else gpus.split(",")
-    most = len(identities) or max(2, most or available_cores())
-    given = given or Given()
-    projected = "cuda" if identities or given.of_gpus else "cpu"
+    most = len(identities) or max(2, workers or available_cores())
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        place = Path(directory)
-        aside = SideBySide(most)
+        place, aside = Path(directory), SideBySide(most)
         stack.callback(aside.close)
         measured = [
-            measure(case, SIZES[size], place / str(number), most, identities, aside, projected)
-            for number, case in enumerate(SIZES[size].cases)
+            measure(case, of.n_empty, place / str(number), most, identities, aside)
+            for number, case in enumerate(of.cases)
         ]
-        box, n_bytes = SIZES[size].cases[0].box_size, SIZES[size].disk_bytes
-        disk = disk_rates(aside, most, place / "disk", n_bytes, box)
+        disk = disk_rates(aside, most, place / "disk", of.disk_bytes, of.cases[0].box_size)
     first = measured[0] | (on_gpu(identities) if identities else {})
-    costs = [fit(found, disk["page_cache"]) for found in measured]
+    costs = [scaling_model.fit(found, disk["page_cache"]) for found in measured]
     rates = {job: first["flops"][job] / costs[0][job].volume_seconds for job in JOBS}
-    results = {
-        "benchmark": "scaling",
-        "size": size,
+    pairs = list(zip(measured, costs, strict=True))
+    return {
         "device": first["device"],
         "worker_counts": worker_counts(most),
         "scaling": [row for found in measured for row in found["scaling"]],
         "overhead": [row for found in measured for row in found["overhead"]],
-        "check": [row for i, found in enumerate(measured) for row in check(found, costs[i])],
+        "check": [row for pair in pairs for row in scaling_model.check(*pair)],
         "costs": {
-            found["case"].name: {job: plain(c) for job, c in costs[i].items()}
-            for i, found in enumerate(measured)
+            found["case"].name: {job: scaling_model.plain(c) for job, c in its_costs.items()}
+            for found, its_costs in pairs
         },
         "disk_bytes_a_second": disk,
         "flops_a_second": rates,
@@ -652,55 +598,9 @@ def run(
         "warm_seconds": first["warm_seconds"],
         "idle_client_cpu": first["idle"],
         "on_gpu": {k: first.get(k) for k in ("decode_seconds", "copy_bytes_a_second")},
-        "paper": paper(first, disk["disk"], rates, given),
+        "paper": scaling_model.paper(first, disk["disk"], rates),
     }
-    show(results)
-    if output is not None:
-        write_json(output, results | {"machine": describe(), "given": dataclasses.asdict(given)})
-    if plot is not None:
-        draw(results, Path(plot))
-    return results
-
-
-def show(results: dict[str, Any]) -> None:
-    """Print the tables."""
-    for name, rows in (
-        ("scaling (ratios to one worker)", results["scaling"]),
-        ("overhead of a task", results["overhead"]),
-        ("the model against more workers than it was fitted to", results["check"]),
-        (f"the paper's network on {results['paper']['workers']}", results["paper"]["rows"]),
-    ):
-        print(f"\n{name}")
-        keys = dict.fromkeys(k for row in rows for k in row if not isinstance(row[k], list))
-        print_table([{k: row.get(k, "") for k in keys} for row in rows])
-    rates = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in results["disk_bytes_a_second"].items())
-    print(f"\n{results['worker_counts'][-1]} processes write, GB/s: {rates}")
-    print(f"while workers idle, this process takes {results['idle_client_cpu']:.1%} of a core")
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--size", choices=tuple(SIZES), default="small")
-    parser.add_argument("--gpus", help="all, or numbers as 0,2 (default: CPUs)")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="most CPU workers (default: cores)"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE.json")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png")
-    known = parser.add_argument_group("known of other machines, for what is projected")
-    known.add_argument("--decode-seconds", type=float, help="a volume, D = 128, 3 x 1024")
-    known.add_argument("--matrix-tflops", type=float, help="rate of a worker, all of it used")
-    known.add_argument("--copy-gigabytes", type=float, help="a second, from a GPU to its host")
-    known.add_argument("--disk-gigabytes", type=float, help="a second, all workers together")
-    options = vars(parser.parse_args())
-    given = Given(**{field.name: options.pop(field.name) for field in dataclasses.fields(Given)})
-    logging.disable(logging.INFO)
-    print(f"load average {os.getloadavg()[0]:.2f} on {available_cores()} cores")
-    run(**options | {"most": options.pop("workers"), "given": given})
 
 
 if __name__ == "__main__":
-    import scaling  # workers find what they call under this name
-
-    scaling.main()
+    harness.main("scaling")

@@ -12,9 +12,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from harness import Row
 
 from scapedist.model.lattice import make_lattice
 from scapedist.particles.reduced import REDUCED_ROWS
@@ -38,10 +38,8 @@ class Costs:
         Of a worker; copies from a GPU are made beside decoding.
     disk_bytes_a_second
         All workers together; infinite where nothing is written.
-    task_seconds
-        The scheduler's, one task after the other.
-    startup_seconds
-        Until all workers compute.
+    task_seconds, startup_seconds
+        The scheduler's, one task after the other; until all workers compute.
     """
 
     volume_seconds: float
@@ -93,7 +91,7 @@ def saturation(costs: Costs, work: Work) -> dict[str, float]:
 
 
 def fit_line(counts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """Start, not below 0, and seconds a count of times at some counts.
+    """Start and seconds a count of times at some counts, neither below 0.
 
     Least squares of relative errors, so that short times count as much as long ones.
     """
@@ -102,6 +100,8 @@ def fit_line(counts: Sequence[float], seconds: Sequence[float]) -> tuple[float, 
     start, slope = np.linalg.lstsq(columns, np.ones_like(t), rcond=None)[0]
     if start < 0:
         start, slope = 0.0, columns[:, 1].sum() / np.square(columns[:, 1]).sum()
+    elif slope < 0:
+        start, slope = columns[:, 0].sum() / np.square(columns[:, 0]).sum(), 0.0
     return float(start), float(slope)
 
 
@@ -110,34 +110,26 @@ def batch_of(job: str, device: str) -> int:
     return REDUCED_ROWS[device] if job == "reduced" else BATCH_VOLUMES[device]
 
 
-def fit(found: dict[str, Any], page_cache: float) -> dict[str, Costs]:
+def fit(found: Row, page_cache: float) -> dict[str, Costs]:
     """A case's costs by job, from one worker's times and from empty tasks; completes these."""
     costs = {}
     for row in (row for row in found["scaling"] if row["workers"] == 1):
-        (empty,) = (
-            line
-            for line in found["overhead"]
-            if (line["job"], line["batches_of"]) == (row["job"], found["device"])
-        )
+        (empty,) = (line for line in found["overhead"] if line["job"] == row["job"])
         # this process begins at once, a GPU's not
         start = empty["start_seconds"] if found["device"] == "cuda" else 0.0
         weak = row["particles"] // max(found["connect_seconds"])
         times = {row["particles"]: row["seconds"], weak: row["weak_seconds"]}
         slope = statistics.mean((seconds - start) / n for n, seconds in times.items())
-        batch = slope * empty["particles"]
         for name in ("task", "client_cpu"):
             seconds = empty[f"{name}_seconds"]
-            empty[f"{name}_fraction"] = seconds / (seconds + batch)
-        costs[row["job"]] = Costs(
-            slope,
-            disk_bytes_a_second=page_cache if row["job"] == "generate" else math.inf,
-            task_seconds=empty["client_cpu_seconds"],
-            startup_seconds=empty["start_seconds"],
-        )
+            empty[f"{name}_fraction"] = seconds / (seconds + slope * empty["particles"])
+        disk = page_cache if row["job"] == "generate" else math.inf
+        shared = (empty["client_cpu_seconds"], empty["start_seconds"])
+        costs[row["job"]] = Costs(slope, 0.0, disk, *shared)
     return costs
 
 
-def check(found: dict[str, Any], costs: dict[str, Costs]) -> list[dict[str, Any]]:
+def check(found: Row, costs: dict[str, Costs]) -> list[Row]:
     """The model's times of more workers than it was fitted to, beside the measured ones.
 
     ``on_machine``: with volumes as much slower as processes side by side are on these cores.
@@ -158,123 +150,40 @@ def check(found: dict[str, Any], costs: dict[str, Costs]) -> list[dict[str, Any]
     return lines
 
 
-@dataclass(frozen=True)
-class Given:
-    """What is known of other machines, and not measured here.
+def paper(first: Row, disk: float, rates: dict[str, float]) -> Row:
+    """The paper's jobs on more workers: costs, times, what saturates first, and from what.
 
-    Attributes
-    ----------
-    decode_seconds
-        Of a volume of the paper's model, a worker.
-    matrix_tflops
-        Rate at which a worker multiplies matrices.
-    copy_gigabytes, disk_gigabytes
-        A second: from a GPU to its host; to the disk by all workers.
+    From what was measured of a case that has all jobs (``first``), the bytes a second down to the
+    disk of this machine, and the operations a second by job that one worker reached; on GPUs from
+    the seconds for a volume that one took. Operations are those behind the first layer.
     """
-
-    decode_seconds: float | None = None
-    matrix_tflops: float | None = None
-    copy_gigabytes: float | None = None
-    disk_gigabytes: float | None = None
-
-    @property
-    def of_gpus(self) -> bool:
-        """Whether a rate is given, which is then a GPU's."""
-        return self.decode_seconds is not None or self.matrix_tflops is not None
-
-
-def paper_flops(n_points: int) -> dict[str, int]:
-    """Operations behind the first layer for a volume of the paper's model, or at some points."""
     at_point = 2 * (PAPER_LAYERS * PAPER_WIDTH**2 + 2 * PAPER_WIDTH)
     volume = make_lattice("fourier_sphere", PAPER_BOX, PAPER_BOX, 0.5, 0.0, None).n_points
-    return {
-        "exact": volume * at_point,
-        "generate": volume * at_point,
-        "reduced": n_points * at_point,
-    }
-
-
-def paper_seconds(
-    given: Given, flops: dict[str, int], rates: dict[str, float], on_gpu: float | None
-) -> tuple[dict[str, float], str]:
-    """A worker's seconds for a particle of the paper's model, by job, and from what.
-
-    Parameters
-    ----------
-    given
-        Of these the seconds count first, then the matrix rate.
-    flops
-        Operations for a particle, by job.
-    rates
-        Operations a second that one worker of this benchmark reached, by job.
-    on_gpu
-        Seconds for a volume that this GPU took, where there is one.
-    """
-    seconds, basis = given.decode_seconds, "projected, seconds a volume given"
-    if seconds is None and given.matrix_tflops is not None:
-        seconds = flops["exact"] / (1e12 * given.matrix_tflops)
-        basis = "projected, rate given"
-    if seconds is None and on_gpu is not None:
-        seconds, basis = on_gpu, "projected from this GPU"
-    if seconds is None:
-        return {job: flops[job] / rates[job] for job in JOBS}, "projected from this CPU"
-    return {job: seconds * flops[job] / flops["exact"] for job in JOBS}, basis
-
-
-def paper(
-    first: dict[str, Any], disk: float, rates: dict[str, float], given: Given
-) -> dict[str, Any]:
-    """The paper's jobs on more workers: costs, where each is from, times, what saturates first.
-
-    Parameters
-    ----------
-    first
-        What was measured of a case that has all jobs.
-    disk
-        Bytes a second, down to the disk of this machine.
-    rates
-        As in :func:`paper_seconds`.
-    given
-        Of other machines.
-    """
-    flops = paper_flops(first["points"]["reduced"])
-    seconds, basis = paper_seconds(given, flops, rates, first.get("decode_seconds"))
-    device, stored = "cpu" if basis.endswith("CPU") else "cuda", 4 * PAPER_BOX**3 + 4
-    copy, copies = first.get("copy_bytes_a_second"), "copies measured"
-    if given.copy_gigabytes is not None:
-        copy, copies = 1e9 * given.copy_gigabytes, "copies given"
-    elif copy is None:
-        copies = "no copies" if device == "cpu" else "copies not known, left out"
-    disks = "disk of this machine"
-    if given.disk_gigabytes is not None:
-        disk, disks = 1e9 * given.disk_gigabytes, "disk given"
-    most = max(first["connect_seconds"])
-    result: dict[str, Any] = {"workers": "GPUs" if device == "cuda" else "CPU workers"}
-    result |= {"basis": basis, "costs": {}, "work": {}, "rows": []}
+    points = {"exact": volume, "generate": volume, "reduced": first["points"]["reduced"]}
+    seconds = {job: n * at_point / rates[job] for job, n in points.items()}
+    on_gpu, stored, copying = first.get("decode_seconds"), 4 * PAPER_BOX**3 + 4, 0.0
+    if on_gpu is not None:
+        seconds = {job: on_gpu * n / volume for job, n in points.items()}
+        copying = stored / first["copy_bytes_a_second"]
+    device, basis = first["device"], f"projected from this {'CPU' if on_gpu is None else 'GPU'}"
+    startup = first["connect_seconds"][max(first["connect_seconds"])] + first["warm_seconds"]
+    result: Row = {"workers": "GPUs" if device == "cuda" else "CPU workers", "basis": basis}
+    result |= {"costs": {}, "rows": []}
     for job in JOBS:
-        (empty,) = (
-            line for line in first["overhead"] if (line["job"], line["batches_of"]) == (job, device)
-        )
-        writes = job == "generate"
-        costs = Costs(
-            seconds[job],
-            copy_seconds=stored / copy if copy and writes else 0.0,
-            disk_bytes_a_second=disk if writes else math.inf,
-            task_seconds=empty["client_cpu_seconds"],
-            startup_seconds=first["connect_seconds"][most] + first["warm_seconds"],
-        )
-        work = Work(PAPER[job], batch_of(job, device), stored if writes else 0)
+        (empty,) = (line for line in first["overhead"] if line["job"] == job)
+        of_writing = (copying, disk) if job == "generate" else (0.0, math.inf)
+        costs = Costs(seconds[job], *of_writing, empty["client_cpu_seconds"], startup)
+        size = stored if job == "generate" else 0
+        work = Work(PAPER[job], batch_of(job, device), size)
         full, at = next(iter(saturation(costs, work).items()))
-        result["costs"][job], result["work"][job] = plain(costs), dataclasses.asdict(work)
+        result["costs"][job] = plain(costs)
         for n in PROJECTED:
-            busy = resources(costs, work, n) | {"startup": costs.startup_seconds}
+            busy = resources(costs, work, n) | {"startup": startup}
             seconds_all = predict(costs, work, n)
-            row = {"job": job, "particles": work.n_volumes, "workers": n}
+            row: Row = {"job": job, "particles": work.n_volumes, "workers": n}
             row |= {"hours": seconds_all / 3600, "limit": max(busy, key=busy.__getitem__)}
             row |= {"scheduler_busy": busy["scheduler"] / seconds_all}
-            row |= {"first_full": full, "at_workers": at}
-            row["basis"] = f"{basis}; {copies}; {disks}" if writes else basis
-            result["rows"].append(row)
+            result["rows"].append(row | {"first_full": full, "at_workers": at, "basis": basis})
     return result
 
 

@@ -1,77 +1,70 @@
-"""Volumes on disk: the run's Zarr store against plain Zarr, MRC files and plain files.
+"""The run's Zarr store against plain Zarr with the same checksums, MRC files and plain files.
 
-One chunk or file for each volume, whole ones and masked ones (a quarter of the voxels, a flat row).
-The ways take turns, in changing order; ratios are of the same round, and all are medians. What is
-written and read fits in memory: rates are those of the page cache. ``to the disk`` counts one sync
-behind the last volume as well, and shows what the disk gives.
+Float32, one chunk or file a volume; masked volumes are flat rows of a quarter of the voxels. The
+ways take turns, in changing order; ratios are of the same round, and all are medians. Time to MRC
+is to the fastest way to read an MRC file into an array of one's own; one that is not copied is
+read-only. What is written and read fits in memory: rates are those of the page cache. To the disk,
+one sync behind the last volume counts as well, and shows what the disk gives.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import harness
 import mrcfile
 import numpy as np
 import psutil
 import zarr
-from machine import describe, print_table, seconds_of, write_json
+from harness import MIB, Panel, Row, Table, seconds_of
 from zarr.codecs import Crc32cCodec
 
 from scapedist.files.mrc import write_map
 from scapedist.stages.stored_rows import FULL, MASKED
 from scapedist.store import GROUP, RunStore, read_rows, write_row
 
-MIB = 2**20
-PIXEL_SIZE = 1.5
-FILES, OURS = "plain files", "scapedist"
-WRITE, SYNC, ONE, ALL = "write", "to the disk", "read one", "read all"
-TABLES = {
-    WRITE: "writing, into the page cache",
-    SYNC: "writing, to the disk",
-    ONE: "reading one volume at random, from the page cache",
-    ALL: "reading all volumes in order, from the page cache",
-}
-OPEN = "mrcfile.open"
+FILES, OURS, OPEN = "plain files", "scapedist", "mrcfile.open"
 MRC = ("mrcfile.write", "mrcfile.open, copied", "mrcfile.mmap, copied")
-TO_MRC, NOT_COPIED = "time to MRC", "to one not copied"
-WANTED = (
-    (WRITE, "rate to files", 0.7),
-    (ONE, TO_MRC, 1.0),
-    (ONE, NOT_COPIED, 1.0),
+WRITE, SYNC, ONE, ALL = "write", "to the disk", "read one", "read all"
+RATE, TO_MRC, NOT_COPIED = "rate to files", "time to MRC", "to one not copied"
+WANTED = ((WRITE, RATE, 0.7), (ONE, TO_MRC, 1.0), (ONE, NOT_COPIED, 1.0))
+"""Of the store: at least of the rate of plain file writes, at most of the time of MRC files. The
+store and a copy are arrays of one's own; what ``mrcfile.open`` has is read-only."""
+WRITTEN = f"box | stored | way | ms a volume | MiB/s | {RATE}: rate to plain files"
+WAS_READ = f"{WRITTEN} | {TO_MRC} | {NOT_COPIED}"
+TITLE = "Volumes on disk"
+TABLES = (
+    Table("targets", "target | box | stored | wanted | found | met"),
+    Table("rows", WRITTEN, "Written, into the page cache.", {"what": WRITE}),
+    Table("rows", WRITTEN, "Written, to the disk.", {"what": SYNC}),
+    Table("rows", WAS_READ, "One volume read at random, from the page cache.", {"what": ONE}),
+    Table("rows", WAS_READ, "All volumes read in order, from the page cache.", {"what": ALL}),
 )
-"""Of the store: at least of the rate of plain file writes, at most of the time of MRC files.
-
-The store and a copy are arrays of one's own; what ``mrcfile.open`` has is read-only.
-"""
-
+PLOTS = tuple(
+    Panel(
+        "rows", "way", "box {box}", "MiB/s", f"{what}, MiB/s", "", {"what": what, "stored": "whole"}
+    )
+    for what in (WRITE, SYNC, ONE)
+)
+PIXEL_SIZE = 1.5
 Write = Callable[[int, np.ndarray], Any]
+Writer = Callable[[Path, tuple[int, ...]], Write]
 Read = Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Volumes of a box, and how often they are written and read.
+    """Volumes of a box, rounds in which all are written and all read, and reads at random."""
 
-    Attributes
-    ----------
-    box_size, n_volumes
-        Of the volumes.
-    n_rounds
-        In which all are written, and all are read.
-    n_reads
-        Volumes read at random by each way.
-    """
-
-    box_size: int
+    box: int
     n_volumes: int
     n_rounds: int
     n_reads: int
@@ -82,25 +75,19 @@ SIZES = {
     "small": (Case(48, 128, 9, 300), Case(128, 16, 9, 300)),
     "full": (Case(48, 256, 15, 1000), Case(128, 32, 15, 300), Case(256, 5, 15, 100)),
 }
+OPTIONS: dict[str, Row] = {
+    "--place": {"type": Path, "metavar": "DIR", "help": "on the disk to be measured"}
+}
 
 
 # -- ways to write: a function of place and shape gives one of number and volume
 
 
-def to_files(place: Path, shape: tuple[int, ...]) -> Write:
-    """Plain writes of a volume's bytes, one file each."""
-
-    def write(number: int, volume: np.ndarray) -> None:
-        with open(place / f"{number}.raw", "wb") as stream:
-            stream.write(volume.data)
-
-    return write
-
-
 def to_store(place: Path, shape: tuple[int, ...]) -> Write:
     """The run's store, as a batch's volumes are written."""
-    name, dimensions = _of_run(shape)
-    array = RunStore(place, "w-").create(name, shape, "float32", dimensions, (1, *shape[1:]))
+    whole = len(shape) == 4
+    name, axes = (FULL, ("t", "z", "y", "x")) if whole else (MASKED, ("volume", "voxel"))
+    array = RunStore(place, "w-").create(name, shape, "float32", axes, (1, *shape[1:]))
     return partial(write_row, array)
 
 
@@ -118,29 +105,23 @@ def to_zarr(place: Path, shape: tuple[int, ...]) -> Write:
     return array.__setitem__
 
 
-def to_mrc(place: Path, shape: tuple[int, ...]) -> Write:
-    """MRC files by ``mrcfile.write``."""
-
-    def write(number: int, volume: np.ndarray) -> None:
-        mrcfile.write(place / f"{number}.mrc", volume, voxel_size=PIXEL_SIZE)
-
-    return write
+def each_to(ending: str, write: Callable[[Path, np.ndarray], Any]) -> Writer:
+    """A file for each volume."""
+    return lambda place, shape: lambda number, volume: write(place / f"{number}{ending}", volume)
 
 
-def to_maps(place: Path, shape: tuple[int, ...]) -> Write:
-    """MRC files as scapedist exports maps."""
-    return lambda number, volume: write_map(place / f"{number}.mrc", volume, PIXEL_SIZE)
+def write_bytes(path: Path, volume: np.ndarray) -> None:
+    """Plain writes of a volume's bytes."""
+    with open(path, "wb") as stream:
+        stream.write(volume.data)
 
 
-WRITERS = {
-    FILES: to_files,
-    OURS: to_store,
-    "zarr": to_zarr,
-    "mrcfile.write": to_mrc,
-    "scapedist's maps": to_maps,
-}
-FLAT = (FILES, OURS, "zarr")
+FLAT: dict[str, Writer] = {FILES: each_to(".raw", write_bytes), OURS: to_store, "zarr": to_zarr}
 """Ways that a masked volume, which is no map, can be written."""
+WRITERS = FLAT | {
+    "mrcfile.write": each_to(".mrc", partial(mrcfile.write, voxel_size=PIXEL_SIZE)),
+    "scapedist's maps": each_to(".mrc", lambda path, volume: write_map(path, volume, PIXEL_SIZE)),
+}
 
 
 # -- ways to read: from the folder of a way to write
@@ -148,7 +129,8 @@ FLAT = (FILES, OURS, "zarr")
 
 def readers(folders: dict[str, Path], shape: tuple[int, ...]) -> dict[str, Read]:
     """All ways to read the volumes in some folders, each a function of the number."""
-    name, _ = _of_run(shape)
+    whole = len(shape) == 4
+    name = FULL if whole else MASKED
     files, run, plain = folders[FILES], folders[OURS], folders["zarr"] / "array"
     ours, array = RunStore(run).array(name), zarr.open_array(plain, mode="r")
     found: dict[str, Read] = {
@@ -160,38 +142,31 @@ def readers(folders: dict[str, Path], shape: tuple[int, ...]) -> dict[str, Read]
         "zarr": lambda number: np.asarray(array[number]),
         "zarr, opened anew": lambda number: np.asarray(zarr.open_array(plain, mode="r")[number]),
     }
-    if len(shape) == 4:
+    if whole:
         maps = folders["mrcfile.write"]
         found |= {
-            OPEN: lambda number: _opened(maps / f"{number}.mrc"),
-            "mrcfile.open, copied": lambda number: np.array(_opened(maps / f"{number}.mrc")),
-            "mrcfile.mmap, copied": lambda number: _mapped(maps / f"{number}.mrc"),
+            OPEN: lambda number: _data(mrcfile.open, maps / f"{number}.mrc"),
+            "mrcfile.open, copied": lambda number: np.array(
+                _data(mrcfile.open, maps / f"{number}.mrc")
+            ),
+            "mrcfile.mmap, copied": lambda number: _data(
+                mrcfile.mmap, maps / f"{number}.mrc", np.array
+            ),
         }
     return found
 
 
-def _opened(path: Path) -> np.ndarray:
-    """The data of an MRC file, read-only."""
-    with mrcfile.open(path) as mrc:
-        data: np.ndarray = mrc.data
+def _data(opened: Any, path: Path, take: Callable[[Any], Any] = lambda data: data) -> np.ndarray:
+    """The data of an MRC file, or what is taken of it while it is open."""
+    with opened(path) as mrc:
+        data: np.ndarray = take(mrc.data)
     return data
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """The data of an MRC file, copied out of its memory map."""
-    with mrcfile.mmap(path) as mrc:
-        return np.array(mrc.data)
-
-
-def _of_run(shape: tuple[int, ...]) -> tuple[str, tuple[str, ...]]:
-    """Name and dimensions of an array of a run."""
-    return (FULL, ("t", "z", "y", "x")) if len(shape) == 4 else (MASKED, ("volume", "voxel"))
 
 
 # -- measuring
 
 
-def measure(case: Case, n_values: int | None, place: Path) -> list[dict[str, Any]]:
+def measured(case: Case, n_values: int | None, place: Path) -> list[Row]:
     """All rows of a case, its volumes whole or as flat rows of some values each.
 
     Raises
@@ -199,22 +174,36 @@ def measure(case: Case, n_values: int | None, place: Path) -> list[dict[str, Any
     RuntimeError
         Where what is read is not what was written.
     """
-    row_shape = (case.box_size,) * 3 if n_values is None else (n_values,)
+    row_shape = (case.box,) * 3 if n_values is None else (n_values,)
     shape = (case.n_volumes, *row_shape)
     volumes = np.random.default_rng(0).standard_normal((4, *row_shape), np.float32)
-    writers = {name: WRITERS[name] for name in (WRITERS if n_values is None else FLAT)}
+    writers = WRITERS if n_values is None else FLAT
     folders = {name: place / str(number) for number, name in enumerate(writers)}
-    times = write_times(writers, folders, shape, volumes, case.n_rounds)
+    of_writing = {
+        name: partial(written, way, folders[name], shape, volumes) for name, way in writers.items()
+    }
+    took = in_rounds(of_writing, case.n_rounds)
+    times = {
+        what: {name: [both[number] for both in took[name]] for name in took}
+        for number, what in enumerate((WRITE, SYNC))
+    }
     reads = readers(folders, shape)
     for name, read in reads.items():
         for number in range(len(volumes)):
             if not np.array_equal(read(number), volumes[number]):
                 raise RuntimeError(f"{name}: volume {number} is not what was written.")
-    times |= read_times(reads, case)
-    about = {
-        "box": case.box_size,
+    n, rng = case.n_volumes, np.random.default_rng(1)
+    chosen = rng.integers(n, size=case.n_reads).tolist()
+    times[ONE] = in_rounds(
+        {name: partial(was_read, chosen, reads[name]) for name in reads}, case.n_reads
+    )
+    times[ALL] = in_rounds(
+        {name: partial(all_read, n, reads[name]) for name in reads}, case.n_rounds
+    )
+    about: Row = {
+        "box": case.box,
         "stored": "whole" if n_values is None else "masked",
-        "volumes": case.n_volumes,
+        "volumes": n,
     }
     return [
         {"what": what} | about | row
@@ -223,71 +212,48 @@ def measure(case: Case, n_values: int | None, place: Path) -> list[dict[str, Any
     ]
 
 
-Times = dict[str, dict[str, list[float]]]
-"""Seconds a volume of each round, by what was done and the way."""
+def written(
+    way: Writer, place: Path, shape: tuple[int, ...], volumes: np.ndarray, number: int
+) -> tuple[float, float]:
+    """Seconds a volume that writing takes, and with what goes to the disk; the files stay."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    write = way(place, shape)
 
-
-def write_times(
-    writers: Mapping[str, Callable[[Path, tuple[int, ...]], Write]],
-    folders: dict[str, Path],
-    shape: tuple[int, ...],
-    volumes: np.ndarray,
-    n_rounds: int,
-) -> Times:
-    """Times of all writers; the last round's files stay, for those who read."""
-    times: Times = {what: {name: [] for name in writers} for what in (WRITE, SYNC)}
-
-    def work(write: Write) -> None:
+    def work() -> None:
         for number in range(shape[0]):
             write(number, volumes[number % len(volumes)])
 
-    for order in turns(writers, n_rounds):
-        for name in order:
-            shutil.rmtree(folders[name], ignore_errors=True)
-            folders[name].mkdir(parents=True)
-            write = writers[name](folders[name], shape)
-            os.sync()  # what others left to write is not counted
-            seconds = seconds_of(partial(work, write))
-            times[WRITE][name].append(seconds / shape[0])
-            times[SYNC][name].append((seconds + seconds_of(os.sync)) / shape[0])
-    return times
+    os.sync()  # what others left to write is not counted
+    seconds = seconds_of(work)
+    return seconds / shape[0], (seconds + seconds_of(os.sync)) / shape[0]
 
 
-def read_times(reads: dict[str, Read], case: Case) -> Times:
-    """Times of reading volumes at random, and all in order."""
-    times: Times = {what: {name: [] for name in reads} for what in (ONE, ALL)}
-
-    def work(read: Read) -> None:
-        for number in range(case.n_volumes):
-            read(number)
-
-    chosen = np.random.default_rng(1).integers(case.n_volumes, size=case.n_reads).tolist()
-    for number, order in zip(chosen, turns(reads, case.n_reads), strict=True):
-        for name in order:
-            times[ONE][name].append(seconds_of(partial(reads[name], number)))
-    for order in turns(reads, case.n_rounds):
-        for name in order:
-            times[ALL][name].append(seconds_of(partial(work, reads[name])) / case.n_volumes)
-    return times
+def was_read(chosen: list[int], read: Read, number: int) -> float:
+    """Seconds that one of some volumes takes."""
+    return seconds_of(partial(read, chosen[number]))
 
 
-def turns(names: Iterable[str], n: int) -> Iterator[list[str]]:
-    """The names n times, each time in another order: what comes before has its effect."""
-    rng, order = random.Random(0), list(names)
-    for _ in range(n):
+def all_read(n_volumes: int, read: Read, number: int) -> float:
+    """Seconds a volume that all in order take."""
+    return seconds_of(lambda: harness.exhaust(map(read, range(n_volumes)))) / n_volumes
+
+
+def in_rounds(ways: Mapping[str, Callable[[int], Any]], n: int) -> dict[str, list[Any]]:
+    """What ways return for numbers below n, in turns, whose order changes: it has its effect."""
+    found: dict[str, list[Any]] = {name: [] for name in ways}
+    rng, order = random.Random(0), list(ways)
+    for number in range(n):
         rng.shuffle(order)
-        yield list(order)
+        for name in order:
+            found[name].append(ways[name](number))
+    return found
 
 
-def summary(times: dict[str, list[float]], n_bytes: int) -> list[dict[str, Any]]:
+def summary(times: Mapping[str, list[float]], n_bytes: int) -> list[Row]:
     """A row for each way: medians, also of ratios of the same round.
 
-    Parameters
-    ----------
-    times
-        Seconds a volume of each way and round.
-    n_bytes
-        Of a volume.
+    ``times`` has the seconds a volume of each round, of so many bytes.
     """
     seconds = {name: np.array(values) for name, values in times.items()}
     middle = {name: float(np.median(values)) for name, values in seconds.items()}
@@ -296,9 +262,8 @@ def summary(times: dict[str, list[float]], n_bytes: int) -> list[dict[str, Any]]
     rows = []
     for name, values in seconds.items():
         rates = seconds[FILES] / values
-        row: dict[str, Any] = {"way": name, "ms a volume": 1e3 * middle[name]}
-        row["MiB/s"] = n_bytes / MIB / middle[name]
-        row["rate to files"] = float(np.median(rates))
+        row: Row = {"way": name, "ms a volume": 1e3 * middle[name]}
+        row |= {"MiB/s": n_bytes / MIB / middle[name], RATE: float(np.median(rates))}
         row["10 %"], row["90 %"] = np.quantile(rates, (0.1, 0.9)).tolist()
         for key, other in ((TO_MRC, fastest), (NOT_COPIED, OPEN if OPEN in seconds else None)):
             row[key] = float(np.median(values / seconds[other])) if other else None
@@ -306,18 +271,16 @@ def summary(times: dict[str, list[float]], n_bytes: int) -> list[dict[str, Any]]
     return rows
 
 
-def targets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def targets(rows: list[Row]) -> list[Row]:
     """What is wanted of the store, and whether it was found."""
     found = []
     for row in (row for row in rows if row["way"] == OURS):
         for what, key, limit in WANTED:
-            value = row[key]
-            if row["what"] != what or value is None:
-                continue
-            met = value >= limit if what == WRITE else value <= limit
-            wanted = f"{'>=' if what == WRITE else '<='} {limit}"
-            about = {"target": f"{what}: {key}", "box": row["box"], "stored": row["stored"]}
-            found.append(about | {"wanted": wanted, "found": value, "met": met})
+            if row["what"] == what and row[key] is not None:
+                met = row[key] >= limit if what == WRITE else row[key] <= limit
+                wanted = f"{'>=' if what == WRITE else '<='} {limit}"
+                about = {"target": f"{what}: {key}", "box": row["box"], "stored": row["stored"]}
+                found.append(about | {"wanted": wanted, "found": row[key], "met": met})
     return found
 
 
@@ -327,61 +290,16 @@ def file_system(place: Path) -> str:
     return next((mounts[above] for above in (place, *place.parents) if above in mounts), "")
 
 
-# -- all of it
-
-
-def run(size: str, output: str | Path | None, place: Path | None = None) -> dict[str, Any]:
-    """Measure every case of a size, print the tables and write them.
-
-    Parameters
-    ----------
-    size
-        ``tiny``, ``small`` or ``full``.
-    output
-        JSON file to write, or None.
-    place
-        Folder on the disk to be measured (default: the system's for temporary files).
-    """
+def run(size: str, place: Path | None = None) -> Row:
+    """Rows of every case and what is wanted, in a folder or the system's for temporary files."""
     rows = []
     for case in SIZES[size]:
-        for n_values in (None, case.box_size**3 // 4):
+        for n_values in (None, case.box**3 // 4):
             with tempfile.TemporaryDirectory(dir=place) as scratch:
-                rows += measure(case, n_values, Path(scratch))
+                rows += measured(case, n_values, Path(scratch))
                 found = file_system(Path(scratch).resolve())
-    met = targets(rows)
-    results = {
-        "benchmark": "store",
-        "size": size,
-        "file_system": found,
-        "rows": rows,
-        "targets": met,
-    }
-    for what, title in TABLES.items():
-        print(f"\n{title} ({found})")
-        print_table(_shown([row for row in rows if row["what"] == what]))
-    print("\ntargets")
-    print_table(met)
-    if output is not None:
-        write_json(output, results | {"machine": describe()})
-    return results
-
-
-def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without the columns that are empty in all of them."""
-    keys = dict.fromkeys(k for row in rows for k, value in row.items() if value is not None)
-    return [{k: "" if row[k] is None else row[k] for k in keys if k != "what"} for row in rows]
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--size", choices=tuple(SIZES), default="small")
-    parser.add_argument("--output", type=Path, metavar="FILE.json")
-    parser.add_argument("--place", type=Path, metavar="DIR", help="on the disk to be measured")
-    options = parser.parse_args()
-    print(f"load average {os.getloadavg()[0]:.2f} on {describe()['cores']} cores")
-    run(options.size, options.output, options.place)
+    return {"file_system": found, "rows": rows, "targets": targets(rows)}
 
 
 if __name__ == "__main__":
-    main()
+    harness.main("store")
