@@ -173,8 +173,8 @@ def _embed(
     error_bars: bool,
 ) -> None:
     """All particles on the components, and a check of that on random ones."""
-    from scapedist.particles.compare import CHECKED_PARTICLES
     from scapedist.particles.embed import embedding_of
+    from scapedist.particles.methods import CHECKED_PARTICLES
 
     clipped = run.store.stages["pca"]["settings"]["clip_negative"]
     method = embedding_of(method, run.store.source["n_particles"], error_bars, clipped)

@@ -14,10 +14,10 @@ from scapedist.analysis.sketch import MAX_ITERATIONS, PLUSPLUS_LIMIT, nearest_ce
 from scapedist.errors import InputError
 from scapedist.landscape.speed import Measured, seconds_of
 from scapedist.model.workdir import open_model
-from scapedist.particles.compare import CHECKED_PARTICLES
 from scapedist.particles.embed import embedding_of
 from scapedist.particles.exact import WRITE_ROWS
 from scapedist.particles.fit_reduced import BLOCK_BYTES, FURTHER, HELD_OUT, SKETCH_ROWS
+from scapedist.particles.methods import CHECKED_PARTICLES
 from scapedist.plan import (
     IMPORT_BYTES,
     ISOMETRIC_COLUMNS,

@@ -15,7 +15,7 @@ from scapedist.errors import RunError
 from scapedist.files.aside import disk_errors, write_text
 from scapedist.landscape.create import prepare_run
 from scapedist.landscape.record import Recorded, hash_file
-from scapedist.particles import compare, embed, missed, place, population, reduced
+from scapedist.particles import embed, methods, missed, place, population, reduced
 from scapedist.particles.exact import Embedder
 from scapedist.settings import (
     EmbedSettings,
@@ -356,7 +356,7 @@ class Run(Recorded):
                 "crosscheck",
                 NoSettings(),
                 embedder.fingerprint("crosscheck", base, made, sample, seed),
-                lambda begin: compare.compare_methods(embedder, sample, seed),
+                lambda begin: methods.compare_methods(embedder, sample, seed),
             )
             results: dict[str, Any] = self.store.beside["crosscheck"]["results"]
             path, text = self.directory / "crosscheck.json", json.dumps(results, indent=1) + "\n"
