@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(ABC):
     """A list of volumes that any process can make; sent to each worker once.
 
     Attributes
@@ -36,13 +37,13 @@ class Source:
     token: str = field(default_factory=lambda: uuid4().hex)
 
     @property
+    @abstractmethod
     def n_volumes(self) -> int:
         """How many volumes there are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def volumes(self, rows: np.ndarray) -> Iterator[Any]:
         """Yield the volumes (d, d, d) float32 of rows (m,) of the list, one after the other."""
-        raise NotImplementedError
 
     @property
     def record(self) -> dict[str, Any]:

@@ -59,9 +59,8 @@ def make_volumes(
     dict
         What is recorded.
     """
-    n, n_quality = (
-        store.array(name).shape[0] for name in ("sketch/particle", "sketch/quality/particle")
-    )
+    n = store.array("sketch/particle").shape[0]
+    n_quality = source.n_volumes - n
     masked = settings.store == "masked"
     plan = plan_generation(
         source.decoder if isinstance(source, Decoded) else None,
