@@ -95,7 +95,7 @@ def _layers(digest: Digest, method: str) -> dict[str, NDArray]:
     layers["margin of the state"] = digest.array("particles/margin")[...]
     residual = digest.array(f"embedding/{method}/residual")[...]
     layers["missed by the components (rms)"] = np.sqrt(
-        np.maximum(residual, 0) / max(digest.inside.n_voxels, 1)
+        np.maximum(residual, 0).astype(np.float64) / max(digest.inside.n_voxels, 1)
     )
     error = digest.array(f"embedding/{method}/error")
     if error is not None:
