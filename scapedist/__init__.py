@@ -21,7 +21,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: ``--help`` needs no torch."""
+    """Import a public name on first use, so that ``--help`` needs no torch."""
     from importlib import import_module
 
     if name not in _HOMES:

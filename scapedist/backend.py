@@ -1,6 +1,6 @@
 """Arrays, linear algebra and estimators on the CPU or a GPU, by the same calls.
 
-The one place that imports CuPy, cuML and scikit-learn. An array says by its type where it is;
+This module alone imports CuPy, cuML and scikit-learn. An array says by its type where it is;
 numpy's functions work on CuPy's arrays too (they dispatch), so that most code needs no more than
 :func:`to_device`, :func:`to_host` and, to make arrays, :func:`array_module`.
 """
@@ -21,9 +21,9 @@ import numpy as np
 from scapedist.errors import InputError
 
 HOST_COPIES = 6
-"""Volumes that are on their way from a GPU to the disk at any time."""
+"""Most volumes that are on their way from a GPU to the disk at any time."""
 PRODUCT_BYTES = 2**30
-"""Distances that are held at once."""
+"""Default bytes of the distances that a nearest-center search holds at once."""
 
 
 # -- arrays
@@ -39,7 +39,7 @@ def array_module(array: Any) -> Any:
 
 
 def as_array(tensor: Any) -> Any:
-    """A torch tensor as numpy's or, on a GPU, CuPy's array of the same memory."""
+    """The numpy or, on a GPU, CuPy array that shares a torch tensor's memory."""
     if tensor.device.type == "cpu":
         return tensor.numpy()
     import cupy
@@ -48,7 +48,7 @@ def as_array(tensor: Any) -> Any:
 
 
 def to_device(array: Any, device: str) -> Any:
-    """An array where a device computes."""
+    """An array in a device's memory."""
     if device == "cpu":
         return np.asarray(array)
     import cupy
@@ -57,7 +57,7 @@ def to_device(array: Any, device: str) -> Any:
 
 
 def to_host(array: Any) -> np.ndarray:
-    """An array as numpy's."""
+    """An array as a numpy array in host memory."""
     host: Any = array if isinstance(array, np.ndarray | np.generic) else array.get()
     return host
 
@@ -68,7 +68,7 @@ class Outbox:
     Parameters
     ----------
     n_threads
-        0 to call at once, as for arrays of the CPU.
+        Number of threads; 0 to call at once, as for arrays of the CPU.
     """
 
     def __init__(self, n_threads: int) -> None:
@@ -80,7 +80,7 @@ class Outbox:
             self._buffers.put({})
 
     def put(self, arrays: tuple[Any, ...], use: Callable[..., Any]) -> None:
-        """Call ``use`` with the arrays as numpy's; they must not change meanwhile."""
+        """Call ``use`` with the arrays as numpy arrays; the originals must not change meanwhile."""
         if self._pool is None:
             self._done.append(use(*map(to_host, arrays)))
             return
@@ -89,7 +89,7 @@ class Outbox:
         self._sent.append(self._pool.submit(self._use, ready, arrays, buffers, use))
 
     def _copied(self, arrays: tuple[Any, ...], buffers: dict[Any, Any]) -> Any:
-        """Begin to copy what is on a GPU to pinned memory; what to wait for, and to keep."""
+        """Begin to copy arrays from a GPU to pinned memory; return what to wait for and to keep."""
         if all(isinstance(array, np.ndarray) for array in arrays):
             return None
         import cupy
@@ -118,7 +118,7 @@ class Outbox:
             self._buffers.put(buffers)
 
     def results(self) -> list[Any]:
-        """What the calls returned, in the order in which arrays were put."""
+        """Results of the calls, in the order in which arrays were put."""
         self._done += [sent.result() for sent in self._sent]
         self._sent = []
         return self._done
@@ -168,14 +168,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def one_numpy_thread() -> AbstractContextManager[Any]:
-    """Numpy's linear algebra on one thread, while the context lasts."""
+    """Context in which numpy's linear algebra runs on one thread."""
     context: AbstractContextManager[Any] = _libraries().limit(limits=1)
     return context
 
 
 @functools.cache
 def _libraries() -> Any:
-    """The linear algebra libraries of this process; finding them takes a while."""
+    """The linear algebra libraries of this process, found once because that takes a while."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
@@ -187,14 +187,14 @@ def _libraries() -> Any:
 def kmeans(
     points: Any, n_clusters: int, seed: int, max_iterations: int, n_starts: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's k-means from greedy k-means++ starts, the same at every call.
+    """Centers and labels by Lloyd's k-means from greedy k-means++ starts, reproducible.
 
     Starts are drawn by scikit-learn in either case; on a GPU cuML goes on from them.
 
     Parameters
     ----------
     points : (n, k) float
-        Of numpy, or of CuPy for cuML.
+        Points, a numpy array, or a CuPy array for cuML.
     n_clusters, seed, max_iterations, n_starts
         The best of ``n_starts`` starts is taken.
 
@@ -206,7 +206,7 @@ def kmeans(
     Raises
     ------
     InputError
-        Where the number of groups or the seed cannot be.
+        Where the number of groups or the seed is impossible.
     """
     if not 1 <= n_clusters <= len(points):
         raise InputError(
@@ -242,13 +242,13 @@ def kmeans(
 
 
 def hdbscan(points: Any, least: int) -> np.ndarray:
-    """Dense groups (n,) int32 of points (n, k), -1 for none, by HDBSCAN; of CuPy by cuML.
+    """Dense groups (n,) int32 of points (n, k) by HDBSCAN, -1 for none; cuML's for CuPy arrays.
 
     Parameters
     ----------
     points
     least
-        Points of a group, at least.
+        Smallest number of points of a group.
     """
     if array_module(points) is not np:
         from cuml.cluster import HDBSCAN as DeviceHDBSCAN
@@ -261,7 +261,7 @@ def hdbscan(points: Any, least: int) -> np.ndarray:
 
 
 def nearest_by_gpu(centers: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The center nearest to each point, as :func:`nearest_by_products`, by a GPU."""
+    """Distance and number of the center nearest to each point, computed on a GPU."""
     return nearest_by_products(to_device(centers, "cuda"), to_device(points, "cuda"))
 
 
@@ -274,9 +274,9 @@ def nearest_by_products(
     ----------
     centers : (m, k) float
     points : (n, k) float
-        Of numpy or CuPy.
+        Points, a numpy or CuPy array.
     product_bytes
-        Of the distances that are held at once.
+        Bytes of the distances that are held at once.
 
     Returns
     -------
@@ -299,7 +299,7 @@ def nearest_by_products(
 
 
 def umap(points: Any, seed: int) -> np.ndarray:
-    """Points (n, k) in a plane by UMAP, (n, 2) float32; of CuPy by cuML, else by umap-learn.
+    """UMAP (n, 2) float32 of points (n, k), by cuML for CuPy arrays and umap-learn for others.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Integer arithmetic of a run: batches, blocks, bytes; nothing here computes or touches a file."""
+"""Integer arithmetic of a run: batches, blocks, bytes; it computes no data and touches no file."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from scapedist.errors import ResourceError
 
 GIB = 2**30
 BATCH_VOLUMES = {"cpu": 8, "cuda": 64}
-"""Volumes of a batch where memory allows: enough to share the first layer and to make the
+"""Volumes per batch where memory allows: enough to share the first layer and to make the
 scheduler's part small, few enough to lose."""
 IMPORT_BYTES = 360 * 2**20
 """Resident memory of a worker before its first batch (interpreter, torch, zarr, distributed)."""
 BLOCK_BYTES = {"cpu": 128 * 2**20, "cuda": 8 * 2**30}
-"""Masked voxels that the analysis holds at once by default."""
+"""Bytes of masked voxels that the analysis holds at once by default."""
 TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
-"""Of a Gram matrix, that are computed, and sent, at once: what two blocks give, at most."""
+"""Most bytes of a Gram matrix's tile, which is computed from two blocks and sent at once."""
 CHUNK_BYTES = 32 * 2**20
-"""Rows in float64 that a pass over all rows multiplies at once."""
+"""Bytes of rows in float64 that a pass over all rows multiplies at once."""
 CENTERED_BYTES = 8 * 2**20
-"""Rows minus their mean in float64 that a product of two blocks takes at once, all columns being
-too many for the processor's cache."""
+"""Bytes of centered rows in float64 that a product of two blocks takes at once, as all columns
+are too many for the processor's cache."""
 PANEL_BYTES = 16 * 2**20
-"""Of the distances, or of a stored Gram matrix, that are handled at once."""
+"""Bytes of the distances, or of a stored Gram matrix, that are handled at once."""
 SPARE_COLUMNS = 12
-"""Columns of an iteration's block beyond the components: the next ones' share."""
+"""Number of columns of an iteration's block beyond the components, for the next ones."""
 ISOMETRIC_COLUMNS = 256
-"""Of the coordinates that stand for volumes where their Gram matrix is too large."""
+"""Number of isometric coordinates kept per volume where the Gram matrix is too large."""
 COORDINATE_COPIES = 6
-"""Of the isometric coordinates, that joining volumes by them holds."""
+"""Copies of the isometric coordinates held during linkage."""
 TILES_AHEAD = 32
-"""Of a Gram matrix, that have come from workers and wait to be put in place."""
+"""Most received Gram tiles waiting to be placed."""
 MICRO_STATES = 4000
-"""Of linkage in two levels, at most."""
+"""Most micro-states of linkage in two levels."""
 FFT_VOLUMES = 6
-"""Arrays of a volume's size in flight while one volume is transformed and written."""
+"""Number of arrays of a volume's size held while one volume is transformed and written."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Budget:
     Attributes
     ----------
     n_bytes
-    asked
+        Size of the memory.
+        asked
         Whether someone asked for this limit; else it is most of what the machine has.
     """
 
@@ -55,26 +56,26 @@ class Budget:
     asked: bool = True
 
     def less(self, n_bytes: int) -> Budget:
-        """What is left of it beside something else."""
+        """The budget that is left beside a use of some bytes."""
         return Budget(self.n_bytes - n_bytes, self.asked)
 
 
 UNLIMITED = Budget(2**63, asked=False)
-"""For a plan whose memory nobody limits."""
+"""Budget of a plan whose memory nobody limits."""
 
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """How volumes are decoded: which batches there are and what a worker holds meanwhile.
+    """Plan of decoding volumes: the batches, and the memory and disk they take.
 
     Attributes
     ----------
     n_volumes, box_size, batch_size
-        Volumes in all, voxels along an edge, volumes of a batch.
+        Number of volumes, voxels along an edge, volumes per batch.
     worker_bytes
-        Projected peak of one worker, imports included.
+        Projected peak memory of one worker, imports included.
     disk_bytes
-        What the volumes take in the store.
+        Size of the volumes in the store.
     """
 
     n_volumes: int
@@ -90,19 +91,19 @@ class DecodePlan:
 
 
 def batches(n: int, size: int) -> list[tuple[int, int]]:
-    """Consecutive (start, stop) of n items in batches of a size; the last may be shorter."""
+    """The (start, stop) of n items in consecutive batches of a size; the last may be shorter."""
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def spread_evenly(n: int, n_wanted: int) -> np.ndarray:
-    """Rows spread evenly over n of them, (m,) int64; all where there are no more."""
+    """Row numbers (m,) int64 spread evenly over n rows; all where no fewer are wanted."""
     return np.unique(np.linspace(0, n - 1, min(n, n_wanted)).round().astype(np.int64))
 
 
 def worker_bytes(
     batch_size: int, box_size: int, n_slots: int, n_weights: int, cached_bytes: int
 ) -> int:
-    """Projected peak of a worker that decodes a batch: values, one transform, maps, weights."""
+    """Projected peak memory of a worker that decodes a batch."""
     values = batch_size * n_slots * 4
     volume = box_size**3 * 4
     lattice = 2 * volume + n_slots * 12
@@ -128,17 +129,17 @@ def plan_decode(
     n_volumes, box_size
         Volumes to decode and voxels along their edge.
     n_slots
-        Values of a volume in frequency space (``Lattice.n_slots``).
+        Number of values per volume in frequency space (``Lattice.n_slots``).
     n_weights
-        Parameters of the decoder.
+        Number of the decoder's parameters.
     cached_bytes
-        First-layer activations kept between batches.
+        Size of the first-layer activations kept between batches.
     voxel_bytes
-        Bytes of a stored voxel: 4 or 2.
+        Bytes per stored voxel: 4 or 2.
     n_voxels
-        Voxels stored of each volume (default: all).
+        Voxels stored per volume (default: all).
     batch_size
-        Volumes of a batch; None for the largest that fits, up to 8, or 64 on a GPU.
+        Volumes per batch; None for the largest that fits, up to 8, or 64 on a GPU.
     budget
         Memory of a worker; it is a limit where it was asked for.
     device
@@ -147,7 +148,7 @@ def plan_decode(
     Raises
     ------
     ResourceError
-        With the batch size or the limit that would do.
+        Where it does not fit, with the batch size or the limit that would do.
     """
 
     def need(size: int) -> int:
@@ -180,34 +181,34 @@ def plan_decode(
 
 
 def kept_bytes(budget: Budget = UNLIMITED, device: str = "cpu") -> int:
-    """Masked voxels as float32 that the analysis holds at once: two blocks, or more small ones."""
+    """Bytes of masked voxels as float32 that the analysis holds at once: two blocks or more."""
     return max(budget.n_bytes // 16, 2**20) if budget.asked else BLOCK_BYTES[device]
 
 
 def block_rows(n_voxels: int, budget: Budget = UNLIMITED, device: str = "cpu") -> int:
-    """Rows of masked voxels in a block, of which a product takes two."""
+    """Number of rows of masked voxels per block; a product takes two blocks."""
     rows = kept_bytes(budget, device) // (8 * max(n_voxels, 1))
     return max(1, min(rows, isqrt(TILE_BYTES[device] // 8)))
 
 
 @dataclass(frozen=True)
 class ComponentsPlan:
-    """How components are found, and what that takes.
+    """Plan of finding components: the solver, and the memory and disk it takes.
 
     Attributes
     ----------
     solver
         ``gram``: from the Gram matrix of the volumes; ``iteration``: from passes over them.
     block_rows
-        Volumes whose masked voxels are held at once.
+        Number of volumes per block.
     kept
         Whether a process keeps the masked voxels of all volumes, and reads each once.
     columns, isometric
-        Of the iteration's space; of the coordinates that are kept. 0 with ``gram``.
+        Columns of the iteration's space; number of isometric coordinates kept. 0 with ``gram``.
     here_bytes, worker_bytes
-        Projected peaks of this process and of each worker, imports included.
+        Projected peak memory of this process and of each worker, imports included.
     disk_bytes
-        What is stored.
+        Size of what is stored.
     """
 
     solver: str
@@ -221,7 +222,7 @@ class ComponentsPlan:
 
     @property
     def most_bytes(self) -> int:
-        """Of any process."""
+        """Projected peak memory of any process."""
         return max(self.here_bytes, self.worker_bytes)
 
 
@@ -234,19 +235,19 @@ def plan_components(
     device: str = "cpu",
     solver: str = "auto",
 ) -> ComponentsPlan:
-    """How the components of n volumes are found within a memory.
+    """Plan how the components of n volumes are found within a memory.
 
-    By the Gram matrix, which gives every distance exactly, where it fits; else by passes over the
-    volumes.
+    They are found by the Gram matrix, which gives every distance exactly, where it fits; else by
+    passes over the volumes.
 
     Parameters
     ----------
     n, n_voxels, n_components
-        Volumes, voxels in the mask, components wanted.
+        Number of volumes, of voxels in the mask, and of components wanted.
     budget
         Memory of each process; blocks have their usual size where it was not asked for.
     n_workers
-        Where there is one, it is this process.
+        Number of workers; a single one is this process.
     device
         Where blocks go.
     solver
@@ -312,18 +313,18 @@ def _by_iteration(
 
 @dataclass(frozen=True)
 class LinkagePlan:
-    """How volumes are joined, and what that takes.
+    """Plan of joining volumes: the kind of linkage, and the memory it takes.
 
     Attributes
     ----------
     kind
-        ``distances``: of all pairs, in memory; ``vectors``: from coordinates (Ward, k-means,
-        HDBSCAN);
-        ``two-level``: micro-states first, then linkage of these.
+        ``distances``: from those of all pairs, in memory; ``vectors``: from coordinates (Ward,
+        k-means, HDBSCAN);
+        ``two-level``: by k-means into micro-states, then linkage of these.
     micro_states
-        At most; 0 where there are none.
+        Most micro-states; 0 where there are none.
     here_bytes
-        Projected peak of this process, imports included.
+        Projected peak memory of this process, imports included.
     """
 
     kind: str
@@ -332,7 +333,7 @@ class LinkagePlan:
 
 
 def plan_linkage(n: int, method: str, budget: Budget) -> LinkagePlan:
-    """How n volumes are joined within a memory.
+    """Plan how n volumes are joined within a memory.
 
     Raises
     ------
@@ -368,7 +369,7 @@ def check_disk(needed_bytes: int, free_bytes: int, where: str) -> None:
     Raises
     ------
     ResourceError
-        With both numbers.
+        Where they do not fit, with both sizes.
     """
     if needed_bytes > free_bytes:
         raise ResourceError(
@@ -379,7 +380,7 @@ def check_disk(needed_bytes: int, free_bytes: int, where: str) -> None:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size such as ``16GiB``, ``500MB`` or ``2e9``.
+    """Number of bytes in a size such as ``16GiB``, ``500MB`` or ``2e9``.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""How well an embedding agrees with the exact one, on particles that have both."""
+"""Agreement of an embedding with the exact one, on particles that have both."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ WORST = 10
 
 
 def agreement(found: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
-    """Agreement of coordinates, per component and overall.
+    """Agreement of a method's coordinates with the exact ones, per component and overall.
 
     Parameters
     ----------
     found, exact : (n, r) float
-        Coordinates by a method, and exactly.
+        Coordinates found by a method, and the exact ones.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def worst(error: np.ndarray, particles: np.ndarray, n: int = WORST) -> list[dict
 
 
 def by_group(error: np.ndarray, groups: np.ndarray, n_groups: int) -> list[float | None]:
-    """Root mean square of errors (m,) in each group (m,) 0 to n_groups - 1; None for empty ones."""
+    """Root mean square of errors (m,) per group 0 to n_groups - 1; None for empty groups."""
     counts = np.bincount(groups, minlength=n_groups)
     sums = np.bincount(groups, np.square(error), minlength=n_groups)
     return [

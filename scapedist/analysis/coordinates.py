@@ -1,4 +1,4 @@
-"""From latents to coordinates on components: exactly, or from the field at a few points.
+"""Computing coordinates on components from latents: exactly, or from the field at a few points.
 
 Arrays are where the field is: numpy's, or CuPy's on a GPU, which shares them with torch.
 """
@@ -18,18 +18,18 @@ if TYPE_CHECKING:  # what sends batches starts without torch
     from scapedist.model.field import Field
 
 ROWS = {"cpu": 64, "cuda": 2048}
-"""Particles of one product in the reduced embedding; always as many, so that sums are the same."""
+"""Number of particles per product in the reduced embedding, constant so that sums are the same."""
 
 
 class Frame(NamedTuple):
-    """Components where they are used.
+    """Components on the device that projects volumes onto them.
 
     Attributes
     ----------
     mean : (n_voxels,) float64
     vectors : (r, n_voxels) float32
     mask
-        Takes volumes to masked voxels.
+        Function from volumes to masked voxels.
     """
 
     mean: Any
@@ -37,7 +37,7 @@ class Frame(NamedTuple):
     mask: Mask
 
     def project(self, volumes: Iterable[Any], n: int) -> np.ndarray:
-        """Coordinates of n volumes, and what they miss, (n, r + 1) float32 of numpy.
+        """Coordinates and residuals of n volumes, (n, r + 1) float32, a numpy array.
 
         The last column is the squared norm that the coordinates miss of the masked voxels minus
         their mean. Volumes are taken one after the other; nothing waits for a GPU in between.
@@ -53,21 +53,21 @@ class Frame(NamedTuple):
 
 
 class ReducedMap(NamedTuple):
-    """The reduced embedding's arrays, as torch tensors where products are made.
+    """Arrays of the reduced embedding; torch tensors where they enter products.
 
     Attributes
     ----------
     points : (m, 3) float32
-        Of numpy.
+        Frequencies at which the field is evaluated, a numpy array.
     n_hidden
-        Points whose hidden activations are features too.
+        Number of points whose hidden activations are features too.
     feature_mean : (q,) float32
     readout : (q, r) float32
     offset : (r,) float32
     of_sketch, of_training
-        Models of the field at the points.
+        Models of the field at the points, by the sketch and by all training volumes.
     calibration
-        Of residuals and errors.
+        Conversion of misfits at the points into residuals and errors.
     """
 
     points: np.ndarray

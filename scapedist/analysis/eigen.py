@@ -1,4 +1,4 @@
-"""Leading eigenpairs of symmetric matrices: in memory, or known by their products alone."""
+"""Leading eigenpairs of symmetric matrices held in memory or known only by their products."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from scapedist.backend import array_module
 from scapedist.plan import SPARE_COLUMNS, batches
 
 WHOLE = 3000
-"""Largest matrix whose whole spectrum is computed where much of it is wanted."""
+"""Rows of the largest matrix whose whole spectrum is computed where much of it is wanted."""
 TOLERANCE = 1e-8
-"""Norm of what a pair misses, of its eigenvalue: an angle of that over the relative gap."""
+"""Largest residual of a settled pair, relative to its eigenvalue."""
 ROTATED_ROWS = 4096
-"""Of a basis, that are computed at once."""
+"""Number of rows of a basis that are rotated at once."""
 NOISE = 1e-13
-"""Eigenvalues below this part of the trace are rounding."""
+"""Fraction of the trace below which an eigenvalue is rounding."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Pairs:
     Attributes
     ----------
     values : (m,) float64
-        Descending.
+        Eigenvalues, descending.
     residuals : (m,) float64
-        Norms of A v - value v.
+        Norms of A v - value v, one per pair.
     basis : (size, m) float64
-        Orthonormal columns of the space; they change when the iteration goes on.
+        Orthonormal basis of the space, as columns; it changes when the iteration goes on.
     inside : (m, m) float64
-        The pairs' vectors in it, a column each.
+        Eigenvectors in that basis, one per column.
     products
-        Blocks that the matrix was multiplied with.
+        Number of blocks that the matrix was multiplied with.
     """
 
     values: Any
@@ -46,11 +46,11 @@ class Pairs:
     products: int
 
     def vectors(self, n: int) -> Any:
-        """Vectors (size, n) float64 of the first n pairs, in the place of the basis."""
+        """Eigenvectors (size, n) float64 of the first n pairs; they overwrite the basis."""
         return _rotate(self.basis, self.inside[:, :n])
 
     def settled(self, n: int, tolerance: float = TOLERANCE) -> bool:
-        """Whether the first n are as good as a tolerance says, but for rounding."""
+        """Whether the residuals of the first n pairs are within a tolerance, up to rounding."""
         floor = NOISE * float(self.values.sum())
         return bool((self.residuals[:n] <= tolerance * self.values[:n] + floor).all())
 
@@ -61,25 +61,25 @@ def block_krylov(
     """Rayleigh-Ritz pairs from a growing block Krylov space, after every product.
 
     Block Lanczos with full orthogonalisation and thick restarts (Stewart 2002, doi:10.1137/
-    S0895479800371529; Zhou & Saad 2008, doi:10.1007/s11075-008-9192-9): what one product with a
-    block costs, a pass over all volumes, is used by as many vectors as a block has.
+    S0895479800371529; Zhou & Saad 2008, doi:10.1007/s11075-008-9192-9): one product, which costs
+    a pass over all volumes, serves all vectors of a block.
 
     Parameters
     ----------
     apply
-        Multiplies the symmetric matrix, no eigenvalue of which is negative, with a block (size, b).
+        Multiplies a symmetric matrix without negative eigenvalues with a block (size, b).
     start : (size, b) float64
-        The first block, of numpy or CuPy; linearly dependent columns are left out.
+        First block, a numpy or CuPy array; linearly dependent columns are left out.
     n
-        Pairs that are wanted; the caller stops the iteration when they are settled.
+        Number of pairs wanted; the caller stops the iteration when they are settled.
     most_columns
-        Of the space: where one more block would not fit, it restarts from the leading pairs. At
-        least n + 2 b.
+        Most columns of the space, at least n + 2 b; where one more block would not fit, the
+        iteration restarts from the leading pairs.
 
     Yields
     ------
     Pairs
-        All of the space. They end where the space is exhausted.
+        All pairs of the space so far; the iteration ends where the space is exhausted.
     """
     xp = array_module(start)
     block, _ = _orthonormal(xp, start, 0.0)
@@ -114,7 +114,7 @@ def block_krylov(
 
 
 def _rotate(basis: Any, inside: Any) -> Any:
-    """A basis (size, m) times (m, k), some rows at a time, in the first columns' place."""
+    """Product of a basis (size, m) and (m, k), in the place of the basis's first k columns."""
     k = inside.shape[1]
     for start, stop in batches(len(basis), ROTATED_ROWS):
         basis[start:stop, :k] = basis[start:stop] @ inside
@@ -122,7 +122,7 @@ def _rotate(basis: Any, inside: Any) -> Any:
 
 
 def _orthonormal(xp: Any, columns: Any, least: float) -> tuple[Any, Any]:
-    """An orthonormal basis (size, k) of columns (size, b), and what makes them of it (k, b).
+    """An orthonormal basis (size, k) of columns (size, b), and their coefficients (k, b) in it.
 
     Directions no longer than ``least`` are left out.
     """
@@ -141,9 +141,9 @@ def leading_eigenpairs(matrix: Any, n: int) -> tuple[Any, Any]:
     Parameters
     ----------
     matrix : (m, m) float64
-        Of numpy or CuPy; no eigenvalue is negative, but for rounding.
+        Numpy or CuPy array; no eigenvalue is negative, up to rounding.
     n
-        At most m.
+        Number of pairs wanted, at most m.
 
     Returns
     -------
@@ -173,13 +173,13 @@ def _whole_spectrum(matrix: Any, n: int) -> tuple[Any, Any]:
 
 
 def columns_for(n: int) -> int:
-    """Columns of a space in which n pairs settle soon."""
+    """Number of columns of a space in which n pairs settle soon."""
     width = n + SPARE_COLUMNS
     return max(3 * width, min(16 * width, 512))
 
 
 def random_block(size: int, n: int) -> np.ndarray:
-    """A start (size, b) for n pairs of a matrix: the same at every call."""
+    """Random first block (size, b) of an iteration for n pairs; the same at every call."""
     columns = min(size, n + SPARE_COLUMNS)
     return np.random.default_rng(0).standard_normal((size, columns))
 
@@ -187,7 +187,7 @@ def random_block(size: int, n: int) -> np.ndarray:
 def settle(
     found: Iterator[Pairs], n: int, tolerance: float = TOLERANCE, most_products: int = 200
 ) -> Pairs:
-    """The first of the iteration's pairs that are settled; the last where it ends before."""
+    """The pairs of the first step at which n are settled, or of the last step."""
     pairs = None
     for pairs in found:
         enough = len(pairs.values) >= n and pairs.settled(n, tolerance)

@@ -27,17 +27,18 @@ from scapedist.backend import array_module, to_host
 from scapedist.plan import CENTERED_BYTES, ISOMETRIC_COLUMNS, batches
 
 Reader = Callable[[int, int], Any]
-"""Rows start..stop of the masked voxels, (stop - start, p) float32, of numpy or CuPy."""
+"""Function that reads rows start..stop of the masked voxels: (stop - start, p) float32."""
 Run = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[tuple[int, Any]]]
-"""Calls a function with what is shared and one task after the other, here or by workers: yields
-(task's number, result), in any order."""
+"""Function that calls another with shared data and each task, in this process or on workers, and
+yields (task's number, result) in any order."""
 Span = tuple[int, int]
 DISTANCE_TOLERANCE, MOST_PRODUCTS = 1e-5, 8
-"""Of the directions of isometric coordinates, which need be no exact eigenvectors."""
+"""Tolerance and most products of the iteration for isometric coordinates, whose directions need
+not be exact eigenvectors."""
 PARTIAL_SUMS = 32
-"""Of components: fewer mean fewer workers, more mean more to send."""
+"""Most partial sums per pass: fewer keep fewer workers busy, more send more data."""
 ROWS_A_COMPONENT = 8
-"""That a partial sum reads at least: less than a fourth of what it moves is then sent."""
+"""Minimum rows per component of a partial sum, so that under a quarter of its traffic is sent."""
 
 
 def in_turn(work: Callable[[Any, Any], Any], shared: Any, tasks: Sequence[Any]) -> Any:
@@ -47,7 +48,7 @@ def in_turn(work: Callable[[Any, Any], Any], shared: Any, tasks: Sequence[Any]) 
 
 
 def in_order(results: Iterator[tuple[int, Any]]) -> Iterator[Any]:
-    """Results in the order of their tasks: sums do not depend on who is done first."""
+    """Results in the order of their tasks, so that sums do not depend on who is done first."""
     waiting: dict[int, Any] = {}
     expected = 0
     for number, result in results:
@@ -78,7 +79,7 @@ class Gram:
 
 
 def into_squared_distances(matrix: np.ndarray) -> np.ndarray:
-    """Squared distances (n, n) in the place of the Gram matrix they follow from."""
+    """Squared distances (n, n) of the rows of a Gram matrix, which they overwrite."""
     norms = matrix.diagonal().copy()
     matrix *= -2
     matrix += norms[:, None]
@@ -97,11 +98,11 @@ class Components:
     vectors : (r, p) float64
         Orthonormal rows; the entry of largest magnitude of each is positive.
     variance : (r,) float64
-        With n - 1 degrees of freedom.
+        Variance along each component, with n - 1 degrees of freedom.
     variance_ratio : (r,) float64
-        Of the total variance.
+        Fraction of the total variance along each component.
     coordinates : (n, r) float64
-        Scores of the rows they were fitted to.
+        Coordinates of the rows that the components were fitted to.
     """
 
     mean: np.ndarray
@@ -112,7 +113,7 @@ class Components:
 
 
 def gram_matrix(read: Reader, n: int, block_rows: int, run: Run = in_turn) -> Gram:
-    """The centered Gram matrix, tile by tile, each of two blocks of rows.
+    """The centered Gram matrix, computed in tiles of two blocks of rows each.
 
     Rows share a large mean, next to which their differences are small: a reference (the mean of
     the first block) is subtracted from the float32 rows before any product, products are
@@ -123,9 +124,9 @@ def gram_matrix(read: Reader, n: int, block_rows: int, run: Run = in_turn) -> Gr
     read
         Reads rows, wherever ``run`` computes.
     n
-        Rows in all.
+        Number of rows.
     block_rows
-        Rows of a block.
+        Number of rows per block.
     run
         Computes the tiles.
     """
@@ -151,7 +152,7 @@ def mean_of(read: Reader, span: Span) -> np.ndarray:
 def _tile(
     shared: tuple[Reader, np.ndarray], task: tuple[Span, Span]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Products of two blocks' rows, the reference subtracted; the sums of one that meets itself."""
+    """Products of two blocks' rows minus the reference; with one block twice also its row sums."""
     read, reference = shared
     left, same = read(*task[0]), task[0] == task[1]
     right = left if same else read(*task[1])
@@ -170,9 +171,9 @@ def _tile(
 
 
 class _Centered:
-    """Rows (m, p) float32 minus a mean (p,) in float64, some columns at a time, in one place.
+    """Rows (m, p) float32 minus a mean (p,), in float64, some columns at a time, in one buffer.
 
-    As many columns as ``n_rows`` rows have in ``CENTERED_BYTES``.
+    It takes as many columns at once as ``n_rows`` rows have in ``CENTERED_BYTES``.
     """
 
     def __init__(self, rows: Any, mean: Any, n_rows: int) -> None:
@@ -182,14 +183,14 @@ class _Centered:
         self._place = array_module(rows).empty((len(rows), width))
 
     def __call__(self, start: int, stop: int) -> Any:
-        """Columns start..stop, which the next call replaces."""
+        """Centered columns start..stop, which the next call overwrites."""
         place = self._place[:, : stop - start]
         xp = array_module(place)
         return xp.subtract(self.rows[:, start:stop], self.mean[start:stop], out=place)
 
 
 def _center(matrix: np.ndarray) -> np.ndarray:
-    """The Gram matrix of the rows minus their mean, in place."""
+    """Center a Gram matrix in place: that of the rows minus their mean."""
     shift = matrix.mean(0)
     shift -= shift.mean() / 2
     for start, stop in batches(len(matrix), max(1, CENTERED_BYTES // matrix[:1].nbytes)):
@@ -205,16 +206,16 @@ def fit_components(
     run: Run = in_turn,
     eigenpairs: Callable[[Any, int], tuple[Any, Any]] = leading_eigenpairs,
 ) -> Components:
-    """Components from a Gram matrix, in one more pass over the rows.
+    """Principal components from a Gram matrix and one more pass over the rows.
 
     Parameters
     ----------
     gram
-        Of the rows that ``read`` reads.
+        Gram matrix of the rows that ``read`` reads.
     read, block_rows, run
         As for :func:`gram_matrix`.
     n_components
-        At most n - 1; fewer are given where the rows have a lower rank.
+        Number of components, at most n - 1; fewer where the rows have a lower rank.
     eigenpairs
         Finds the largest eigenvalues of the matrix, and their vectors.
     """
@@ -247,7 +248,7 @@ def fit_components(
 def _weighted_sum(
     shared: tuple[Reader, np.ndarray], task: tuple[list[Span], np.ndarray]
 ) -> np.ndarray:
-    """What some blocks of rows add to the components (r, p)."""
+    """Sum (r, p) that some blocks of rows add to the components."""
     (read, mean), (spans, vectors) = shared, task
     first, result = spans[0][0], None
     for a, b in spans:
@@ -268,7 +269,7 @@ def signs_of(vectors: np.ndarray) -> np.ndarray:
 
 
 def principal_axes(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Variances (k,), widest first, and axes (k, k), one a row, of a covariance (k, k)."""
+    """Variances (k,), largest first, and axes (k, k), one per row, of a covariance (k, k)."""
     variance, vectors = np.linalg.eigh(covariance)
     variance, vectors = np.maximum(variance[::-1], 0), vectors[:, ::-1].T
     return variance, vectors * signs_of(vectors)[:, None]
@@ -279,15 +280,15 @@ def isometric_coordinates(
 ) -> Any:
     """Coordinates (n, k) float64 whose distances are the rows' distances.
 
-    Of up to ``WHOLE`` rows exactly, k their rank; of more in the ``ISOMETRIC_COLUMNS`` widest
-    directions.
+    Up to ``WHOLE`` rows have exact ones, with k their rank; more rows have those along their
+    ``ISOMETRIC_COLUMNS`` widest directions.
 
     Parameters
     ----------
     apply
         Multiplies the Gram matrix with a block (n, b).
     n
-        Rows.
+        Number of rows.
     on_device
         Moves an array to where the product is made.
     """

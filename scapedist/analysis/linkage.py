@@ -1,4 +1,4 @@
-"""Agglomerative clustering from exact distances, and cutting its tree."""
+"""Agglomerative clustering from exact distances, and cuts of its tree."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def link(squared_distances: np.ndarray, method: str = "average") -> np.ndarray:
     Parameters
     ----------
     squared_distances : (n, n) or (n (n - 1) / 2,) float64
-        Exact, from the Gram matrix; of all pairs, or of each once in the order of
-        :func:`scipy.spatial.distance.squareform`. The latter, and CuPy's, are used up.
+        Exact squared distances from the Gram matrix: of all pairs, or of each pair once in the
+        order of :func:`scipy.spatial.distance.squareform`. The latter, and CuPy's, are overwritten.
     method
         ``average`` (the paper's), ``ward``, ``complete`` or ``single``.
 
     Returns
     -------
     (n - 1, 4) float64
-        As :func:`scipy.cluster.hierarchy.linkage`.
+        Merges, as :func:`scipy.cluster.hierarchy.linkage` gives them.
     """
     if method not in LINKAGES:
         raise InputError(f"A linkage is one of {', '.join(LINKAGES)}. It is {method!r}.")
@@ -51,7 +51,7 @@ def link(squared_distances: np.ndarray, method: str = "average") -> np.ndarray:
 def nearest_neighbor_chain(
     squared: np.ndarray, method: str, sizes: np.ndarray | None = None
 ) -> np.ndarray:
-    """The same by the nearest-neighbour chain, on any device, in place of the distances.
+    """The merge tree by the nearest-neighbour chain, on any device; distances are overwritten.
 
     A chain goes from a group to its nearest one, on to that one's nearest, and so on; distances
     along it shrink, and where two groups are each other's nearest they are merged. For these
@@ -61,17 +61,17 @@ def nearest_neighbor_chain(
     Parameters
     ----------
     squared : (n, n) float64
-        Squared distances, of numpy or CuPy, the same both ways; overwritten.
+        Squared distances, a symmetric numpy or CuPy array; overwritten.
     method
         One of ``LINKAGES``.
     sizes : (n,) int
-        Members of the groups that are joined; None for one each.
+        Number of members of each group to be joined; None for one each.
 
     Returns
     -------
     (n - 1, 4) float64
-        As SciPy's, of numpy; the same merges where no two distances are equal. The last column
-        counts groups, not their members.
+        Merges in SciPy's format, a numpy array; the same as SciPy's where no two distances are
+        equal. The last column counts groups, not their members.
     """
     xp, n = array_module(squared), len(squared)
     distances = squared if method == "ward" else np.sqrt(squared, out=squared)
@@ -81,7 +81,7 @@ def nearest_neighbor_chain(
     merges = np.empty((n - 1, 3))
     chain: list[int] = []
     links: list[float] = []
-    """Distances between neighbours on the chain."""
+    """Squared distances between neighbours on the chain."""
     first = 0
     for merge in merges:
         if not chain:
@@ -145,15 +145,15 @@ def ward_of_points(points: Any, product_bytes: int) -> np.ndarray:
     Parameters
     ----------
     points : (n, k) float
-        Of numpy or CuPy.
+        Points, a numpy or CuPy array.
     product_bytes
-        Of the distances that are held at once.
+        Bytes of the distances that are held at once.
 
     Returns
     -------
     (n - 1, 4) float64
-        As :func:`scipy.cluster.hierarchy.linkage` of the points; the same merges where no two
-        distances are equal.
+        Merges, as :func:`scipy.cluster.hierarchy.linkage` gives them for the points; the same
+        where no two distances are equal.
     """
     xp, n = array_module(points), len(points)
     centers = points.astype(np.float64)
@@ -221,7 +221,7 @@ class TwoLevel:
     micro : (n,) int32
         The micro-state of each point.
     tree : (m - 1, 4) float64
-        Of the micro-states.
+        Merge tree of the micro-states.
     """
 
     micro: np.ndarray
@@ -239,7 +239,7 @@ def two_level(
     nearest: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]],
     seed: int,
 ) -> TwoLevel:
-    """Micro-states by k-means, then linkage of these, each with the weight of its points.
+    """Linkage of points by way of k-means micro-states, each with the weight of its points.
 
     Two micro-states are as far apart, with ``average``, as the root mean square distance of their
     points (what lies within them included); with other linkages, as their centers.
@@ -250,11 +250,11 @@ def two_level(
     method
         ``average``, ``complete``, ``single`` or ``ward``.
     n_micro
-        Micro-states, at most.
+        Number of micro-states, at most.
     nearest
-        Finds the center nearest to each point: distance and number.
+        Function that finds the center nearest to each point: distance and number.
     seed
-        Of the k-means start.
+        Seed of the k-means start.
     """
     rng = np.random.default_rng(seed)
     start = points[np.sort(rng.choice(len(points), min(n_micro, len(points)), replace=False))]
@@ -278,7 +278,7 @@ def two_level(
 
 
 def _tree(merges: np.ndarray) -> np.ndarray:
-    """Merges (n - 1, 3) of one member each, and heights, as SciPy's tree (n - 1, 4)."""
+    """SciPy's tree (n - 1, 4) of merges (n - 1, 3): a member of each group, and the height."""
     n = len(merges) + 1
     merges = merges[np.argsort(merges[:, 2], kind="stable")]
     parent, tree = list(range(2 * n - 1)), np.empty((n - 1, 4))
@@ -301,7 +301,7 @@ def _tree(merges: np.ndarray) -> np.ndarray:
 
 
 def cut(tree: np.ndarray, n_states: int) -> np.ndarray:
-    """Labels (n,) int32 of exactly n_states groups: the tree without its last merges.
+    """Labels (n,) int32 of exactly n_states groups, from the tree without its last merges.
 
     Groups are numbered in the order of their first member.
     """

@@ -1,4 +1,4 @@
-"""Masks, and the one function from volumes to masked voxels that fit and projection share."""
+"""Masks, and the one way from volumes to masked voxels that fit and projection share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PERCENTILE = 99.99
 def density_percentile(volume: np.ndarray) -> Any:
     """The 99.99th percentile of a volume (d, d, d): its density level without outliers.
 
-    A number that is where the volume is: on a GPU it waits for nothing.
+    It stays on the volume's device: on a GPU nothing waits for it.
     """
     return np.percentile(volume, PERCENTILE)
 
@@ -39,15 +39,15 @@ def mask_from_claims(
     Parameters
     ----------
     claims : (d, d, d) int
-        Volumes whose density is at least the threshold there.
+        Number of volumes whose density is at least the threshold, per voxel.
     n_volumes
-        Volumes in all.
+        Number of volumes.
     pixel_size_angstroms
-        Of a voxel.
+        Edge of a voxel in Å.
     dilate_angstroms
-        The mask grows by this distance, rounded down to whole voxels.
+        Distance in Å by which the mask grows, rounded down to whole voxels.
     cosine_edge_angstroms
-        Width of a soft edge outside of it.
+        Width in Å of a soft edge outside of it.
     min_fraction
         Fraction of the volumes that must claim a voxel; at 0 one suffices (cryoDRGN's union).
 
@@ -83,7 +83,7 @@ def mask_from_claims(
 
 
 def check_user_mask(mask: np.ndarray, box_size: int, name: str) -> np.ndarray:
-    """A user's mask (d, d, d) as float32 weights in 0..1.
+    """The weights (d, d, d) float32 in 0..1 of a user's mask.
 
     Raises
     ------
@@ -112,16 +112,16 @@ def check_user_mask(mask: np.ndarray, box_size: int, name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Mask:
-    """The voxels that are analysed, and how: what fit and projection both take volumes through.
+    """The voxels that are analysed and their factors, shared by fit and projection.
 
     Attributes
     ----------
     shape
-        Of a volume, axes z, y, x.
+        Shape of a volume, axes z, y, x.
     inside : (n_voxels,) int64
         Flat positions of the mask's voxels, in z, y, x order.
     factor : (n_voxels,) float32 or None
-        What voxels are multiplied by, with a soft mask (cryoDRGN's habit).
+        Factors of the voxels under a soft mask (cryoDRGN's habit); None without one.
     clip_negative
         Whether negative density is set to zero (cryoDRGN's habit).
     """
@@ -133,28 +133,28 @@ class Mask:
 
     @classmethod
     def of(cls, weights: np.ndarray, clip_negative: bool = False, soft: bool = False) -> Mask:
-        """The mask of weights (d, d, d) float32: voxels above 0 are in it."""
+        """Make a mask of the voxels where weights (d, d, d) float32 are above 0."""
         inside = np.flatnonzero(weights > 0)
         return cls(weights.shape, inside, weights.ravel()[inside] if soft else None, clip_negative)
 
     def on(self, device: str) -> Mask:
-        """The same for volumes on a device, ``cpu`` or ``cuda``."""
+        """A copy of the mask for volumes on a device, ``cpu`` or ``cuda``."""
         inside = to_device(self.inside, device)
         factor = None if self.factor is None else to_device(self.factor, device)
         return replace(self, inside=inside, factor=factor)
 
     @property
     def n_voxels(self) -> int:
-        """How many voxels are in the mask."""
+        """Number of voxels in the mask."""
         return len(self.inside)
 
     def rows_of(self, volumes: Any) -> Any:
-        """Masked voxels (..., n_voxels) float32 of volumes (..., d, d, d), as they are analysed."""
+        """Masked voxels (..., n_voxels) float32 of volumes (..., d, d, d), clipped and weighted."""
         flat = volumes.reshape(*volumes.shape[:-3], -1)
         return self.weigh(flat.take(self.inside, axis=-1))
 
     def weigh(self, rows: Any) -> Any:
-        """Rows (..., n_voxels) that hold the mask's voxels as they are, as they are analysed."""
+        """Rows (..., n_voxels) of the mask's voxels, clipped and weighted as the mask says."""
         rows = rows.astype(np.float32, copy=False)
         if self.factor is not None:
             rows = rows * self.factor

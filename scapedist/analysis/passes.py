@@ -1,7 +1,7 @@
-"""Principal components of rows that are never held together: a pass over them is a product.
+"""Principal components of rows that are never held together, by passes over them.
 
-For sketches whose Gram matrix is too large, and for all particles of a dataset, whose volumes are
-decoded in every pass and never stored.
+They serve sketches whose Gram matrix is too large, and all particles of a dataset, whose volumes
+are decoded in every pass and never stored. A pass is one product with the scatter matrix.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scapedist.backend import array_module, to_host
 from scapedist.plan import CHUNK_BYTES, batches
 
 MOST_PASSES = 30
-"""Passes after which an iteration ends that is not settled."""
+"""Number of passes after which an iteration ends although it is not settled."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Subspace:
     vectors : (m, p) float64
         Orthonormal rows, widest first; the entry of largest magnitude of each is positive.
     variance : (m,) float64
-        With n - 1 degrees of freedom.
+        Variance along each direction, with n - 1 degrees of freedom.
     total_variance
-        Of all directions.
+        Variance along all directions together.
     residuals : (m,) float64
-        How far each is from a principal direction: the norm of what is missed of its image under
-        the covariance, over its variance.
+        How far each is from a principal direction: the norm of its residual under the covariance,
+        over its variance.
     passes
-        Times that the rows were read.
+        Number of times that the rows were read.
     settled
-        Whether the leading ones that were asked for are.
+        Whether the leading directions that were asked for are settled.
     """
 
     mean: np.ndarray
@@ -69,9 +69,9 @@ class Passes:
     read
         Reads rows, wherever ``run`` computes.
     n
-        Rows in all.
+        Number of rows.
     block_rows
-        Rows that are read at once.
+        Number of rows that are read at once.
     run
         Computes the parts of a pass; its sums are added in their order.
     """
@@ -84,19 +84,19 @@ class Passes:
         self.tasks = [spans[a:b] for a, b in batches(len(spans), size)]
 
     def center(self) -> np.ndarray:
-        """The mean (p,) float64 of the first block: near enough to subtract before products."""
+        """The mean (p,) float64 of the first block, near enough to subtract before products."""
         ((_, center),) = self._run(mean_of, self._read, self._spans)
         return to_host(center)
 
     def scatter(
         self, number: int, center: np.ndarray, block: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, float]:
-        """One pass: what the rows minus a center say.
+        """Products and sums of the rows minus a center, from one pass.
 
         Parameters
         ----------
         number
-            Of the pass, from 1 on.
+            Number of the pass, from 1 on.
         center : (p,) float64
         block : (p, b) float64
 
@@ -118,7 +118,7 @@ class Passes:
     def parts(
         self, number: int, shared: Any, wanted: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """Tasks' numbers and what they add to a pass, in any order; those wanted, or all."""
+        """Yield (task's number, its sums) of a pass in any order, for the tasks wanted or all."""
         chosen = range(len(self.tasks)) if wanted is None else wanted
         for place, found in self._run(_scatter, shared, [self.tasks[task] for task in chosen]):
             yield chosen[place], found
@@ -137,22 +137,22 @@ def principal_subspace(
     Parameters
     ----------
     passes
-        Over the rows.
+        Passes over the rows.
     n_components
-        Directions that are to settle; more are given, as far as the iteration has found them.
+        Number of directions that are to settle; all that the iteration has found are given.
     most_columns
-        Of the iteration's space, each of p numbers.
+        Most columns of the iteration's space, each of p numbers.
     start : (k, p) float
         Directions to begin with, such as a sketch's components.
     most_passes
-        Passes after which it ends in any case.
+        Number of passes after which it ends in any case.
     after_pass
-        Told the number of each pass and what is known after it.
+        Called with the number of each pass and the pairs known after it.
     """
     n, center, scatter, done = passes.n, passes.center(), 0.0, 0
 
     def apply(block: np.ndarray) -> np.ndarray:
-        """The scatter matrix times a block, from one pass; the first finds the mean as well."""
+        """The scatter matrix times a block, from one pass; the first one finds the mean as well."""
         nonlocal center, scatter, done
         done += 1
         product, sums, squares = passes.scatter(done, center, block)
@@ -193,7 +193,7 @@ def principal_subspace(
 def _scatter(
     shared: tuple[Reader, np.ndarray, np.ndarray], spans: list[Span]
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """A part of :meth:`Passes.scatter`."""
+    """Products and sums that some blocks of rows add to a pass."""
     read, center, block = shared
     product: Any = None
     squares = 0.0

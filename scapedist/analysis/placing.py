@@ -1,4 +1,4 @@
-"""Particles by their own volumes: nearest sketch volume, state and margin, and what is missed."""
+"""Particles placed by their own volumes: nearest sketch volume, state, margin, those missed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from scapedist.analysis import gram
 
 MISSED_DEVIATIONS = 4.0
-"""A particle is missed from this many robust standard deviations above the median, in logarithm."""
+"""Robust standard deviations above the median, in logarithm, from which a particle is missed."""
 
 
 def squared_distances(
@@ -18,7 +18,7 @@ def squared_distances(
     sketch_coordinates: np.ndarray,
     sketch_residual: np.ndarray,
 ) -> np.ndarray:
-    """Squared distances (n, m) float64 of particles and sketch volumes, at least.
+    """Lower bounds (n, m) float64 of the squared distances of particles and sketch volumes.
 
     Within the components they are exact; of the parts that components miss only the lengths are
     known, whose difference is the least that these parts can be apart.
@@ -26,8 +26,9 @@ def squared_distances(
     Parameters
     ----------
     coordinates, residual : (n, r) and (n,)
-        Of particles; a residual is a squared norm.
+        Coordinates and residuals (squared norms) of the particles.
     sketch_coordinates, sketch_residual : (m, r) and (m,)
+        Coordinates and residuals of the sketch volumes.
     """
     ours = np.column_stack([coordinates, np.sqrt(np.maximum(residual, 0))]).astype(np.float64)
     theirs = np.column_stack([sketch_coordinates, np.sqrt(np.maximum(sketch_residual, 0))])
@@ -70,7 +71,7 @@ def place(squared: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def missed_threshold(distance: np.ndarray) -> float:
-    """The distance to the nearest sketch volume from which on a particle counts as missed."""
+    """The distance to the nearest sketch volume above which a particle counts as missed."""
     positive = np.log(distance[distance > 0])
     if not len(positive):
         return np.inf
@@ -80,7 +81,7 @@ def missed_threshold(distance: np.ndarray) -> float:
 
 
 def farthest_first(points: np.ndarray, n: int) -> np.ndarray:
-    """Rows (n,) int64 spread over points (m, k): each the farthest from those before it."""
+    """Rows (n,) int64 spread over points (m, k), each the farthest from those before it."""
     chosen = [int(np.square(points - points.mean(0)).sum(1).argmax())]
     distance = np.square(points - points[chosen[0]]).sum(1)
     while len(chosen) < min(n, len(points)) and distance.max() > 0:
@@ -97,7 +98,7 @@ class Axes:
     ----------
     mean : (r,) float64
     vectors : (r, r) float64
-        One axis a row, in coordinates on the components; widest first.
+        One axis per row, in coordinates on the components; widest first.
     variance : (r,) float64
     angle_degrees : (r,) float64
         Largest angle between the first k components and the first k axes, k = 1..r.
@@ -115,11 +116,11 @@ def axes_from_sums(n: int, total: np.ndarray, products: np.ndarray) -> Axes:
     Parameters
     ----------
     n
-        Particles.
+        Number of particles.
     total : (r,) float64
-        Sum of their coordinates.
+        Sum of the particles' coordinates.
     products : (r, r) float64
-        Sum of outer products of their coordinates.
+        Sum of the outer products of the particles' coordinates.
     """
     mean = total / n
     covariance = (products - n * np.outer(mean, mean)) / max(n - 1, 1)

@@ -1,7 +1,7 @@
-"""All particles on their components, block by block: principal axes, groups, density.
+"""Principal axes, groups and densities of all particles' coordinates, read block by block.
 
-Coordinates are read in blocks and never held together. Sums of blocks are added in their order:
-results do not depend on who computes them.
+Coordinates are never held together. Sums of blocks are added in their order, so that results do
+not depend on who computes them.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from scapedist.analysis.placing import Axes, axes_from_sums
 from scapedist.backend import kmeans
 
 SAMPLE = 20_000
-"""Particles that groups are first looked for among."""
+"""Number of random particles from which the groups' first centers are found."""
 MOST_ITERATIONS = 100
-"""Passes in which groups settle, at most."""
+"""Number of passes after which groups count as settled in any case."""
 GRID = 96
-"""Points of a density along an axis."""
+"""Number of a density's cells along an axis."""
 WIDTHS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
-"""Of Scott's, that are tried."""
+"""Fractions of Scott's kernel width that are tried."""
 LEAST_WIDTH = 0.6
-"""Of a kernel, in points of the grid."""
+"""Smallest width of a kernel, in cells of the grid."""
 AXES = 3
-"""Leading axes whose pairs have a density."""
+"""Number of leading axes whose pairs have a density."""
 MARGIN = 0.1
-"""Of its range, that a density shows beyond the particles on either side."""
+"""Fraction of the particles' range that a density shows beyond it on either side."""
 
 Reader = Callable[[int, int], np.ndarray]
-"""Coordinates (stop - start, r) float of particles start..stop."""
+"""Function that reads coordinates (stop - start, r) float of particles start..stop."""
 Span = tuple[int, int]
 
 
@@ -58,7 +58,7 @@ class Population:
         return in_order(self._run(work, (self._read, *given), self.spans))
 
     def axes(self) -> tuple[Axes, np.ndarray]:
-        """Principal axes, and the least and largest coordinate on each of the leading ones.
+        """Principal axes, and the smallest and largest coordinate on each leading axis.
 
         Returns
         -------
@@ -77,7 +77,7 @@ class Population:
         return axes, np.stack([low, high], 1)
 
     def groups(self, n_groups: int, seed: int) -> Groups:
-        """k-means groups: starts from the best of ten on a sample, settled on all particles.
+        """k-means groups that start from the best of ten on a sample and settle on all particles.
 
         Raises
         ------
@@ -110,7 +110,7 @@ class Population:
         return Groups(label, centers[order], medoid[order], inertia, passes)
 
     def densities(self, axes: Axes, limits: np.ndarray) -> Densities:
-        """Densities on pairs of the leading axes: counts in a grid, smoothed by a Gaussian.
+        """Densities on pairs of the leading axes, from counts in a grid smoothed by a Gaussian.
 
         Scott's rule gives the kernel's shape (Scott 1992, doi:10.1002/9780470316849). It is for
         one peak; how wide the kernel is follows from the likelihood of each particle under all
@@ -144,7 +144,7 @@ class Groups:
     inertia
         Sum of squared distances to the centers.
     passes
-        Over all particles.
+        Number of passes over all particles.
     """
 
     label: np.ndarray
@@ -161,11 +161,11 @@ class Densities:
     Attributes
     ----------
     edges : (k, GRID + 1) float64
-        Of the grid's cells along each axis.
+        Edges of the grid's cells along each axis.
     pair : (m, 2) int32
         Axes of each density.
     density : (m, GRID, GRID) float32
-        Fraction of the particles a unit of area; its sum times a cell's area is 1.
+        Fraction of the particles per unit area; its sum times a cell's area is 1.
     """
 
     edges: np.ndarray
@@ -185,14 +185,14 @@ def _limits(shared: tuple[Reader, Any, Any], span: Span) -> tuple[np.ndarray, np
 
 
 def _some(shared: tuple[Reader, np.ndarray], span: Span) -> np.ndarray:
-    """Coordinates of those chosen particles (m,) that are in a block."""
+    """Coordinates of the particles among those chosen (m,) that are in a block."""
     read, chosen = shared
     start, stop = span
     return read(start, stop)[chosen[(chosen >= start) & (chosen < stop)] - start]
 
 
 def _assigned(shared: tuple[Reader, np.ndarray], span: Span) -> tuple[Any, ...]:
-    """Nearest centers (b,), inertia, sums and counts of groups; distances and rows of medoids."""
+    """A block's nearest centers (b,), inertia, sums and counts of groups, and candidate medoids."""
     read, centers = shared
     rows = read(*span).astype(np.float64)
     middle = centers.mean(0)
@@ -211,7 +211,7 @@ def _assigned(shared: tuple[Reader, np.ndarray], span: Span) -> tuple[Any, ...]:
 
 
 def _counted(shared: tuple[Any, ...], span: Span) -> np.ndarray:
-    """Particles (m, GRID, GRID) of a block in the cells of each pair of axes."""
+    """Counts (m, GRID, GRID) of a block's particles in the cells of each pair of axes."""
     read, mean, vectors, edges, pairs = shared
     on_axes = (read(*span) - mean) @ vectors.T
     counts = np.zeros((len(pairs), GRID, GRID))
@@ -237,7 +237,7 @@ def _smoothed(
 
 
 def _under_kernel(counts: np.ndarray, width: np.ndarray) -> tuple[float, np.ndarray]:
-    """Log-likelihood of each particle under the kernels of all others, and the smoothed counts."""
+    """Log-likelihood of all particles, each under the others' kernels, and the smoothed counts."""
     from scipy.ndimage import gaussian_filter
 
     sigma = np.maximum(width, LEAST_WIDTH)

@@ -23,19 +23,19 @@ from scapedist.analysis.sketch import nearest_center
 
 GOLDEN = (np.sqrt(5) - 1) / 2
 POOL = 20_000
-"""Particles that further training volumes are drawn from, at most."""
+"""Most particles from which further training volumes are drawn."""
 RIDGES = np.logspace(-12, -3, 19)
 """Ridge parameters tried, relative to the kernel's trace."""
 
 
 def draw_candidates(coordinates: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Points to choose from: n of a lattice's points, as many at any radius.
+    """Candidate points for the reduced map: n of a lattice's points, as many at any radius.
 
     Parameters
     ----------
     coordinates : (n_points, 3) float
     n
-        All points are candidates where there are no more.
+        Number of candidates; all points where there are no more.
 
     Returns
     -------
@@ -59,11 +59,11 @@ def choose_points(coordinates: np.ndarray, energy: np.ndarray, n: int) -> np.nda
     Parameters
     ----------
     coordinates : (m, 3) float
-        Candidates.
+        Frequencies of the candidates.
     energy : (m,) float
         Variance of the field there, over volumes.
     n
-        Points wanted; fewer are given where there are fewer with energy.
+        Number of points wanted; fewer are given where fewer have energy.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def _space_filling(coordinates: np.ndarray) -> np.ndarray:
 
 
 def spread_rows(latents: np.ndarray, chosen: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Further rows, drawn with a chance that grows with their squared distance to those chosen.
+    """Rows drawn with a chance that grows with their squared distance to those chosen already.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def spread_rows(latents: np.ndarray, chosen: np.ndarray, n: int, seed: int) -> n
     chosen : (m,) int64
         Rows that are there already; never drawn again.
     n
-        Rows wanted.
+        Number of rows wanted.
 
     Returns
     -------
@@ -137,13 +137,13 @@ class Ridge:
     Attributes
     ----------
     weights : (n, r) float64
-        Of the training rows: a prediction is kernel row @ weights + mean.
+        Weights of the training rows: a prediction is kernel row @ weights + mean.
     mean : (r,) float64
-        Of the training targets.
+        Mean of the training targets.
     left_out : (n, r) float64
         Error of each training row when it is predicted from the others.
     ridge
-        The parameter chosen.
+        Ridge parameter that was chosen.
     """
 
     weights: np.ndarray
@@ -186,16 +186,16 @@ def fit_ridge(kernel: np.ndarray, targets: np.ndarray) -> Ridge:
 
 @dataclass(frozen=True)
 class FieldModel:
-    """The field at some points as an affine function of coordinates, and how far it is off.
+    """The field at some points as an affine function of coordinates, and its misfit.
 
     Attributes
     ----------
     basis : (r, q) float64
     mean : (q,) float64
     center : (r,) float64
-        The field is about ``(coordinates - center) @ basis + mean``.
+        Center of the fit: the field is about ``(coordinates - center) @ basis + mean``.
     weight : (q,) float64
-        Of each value in the misfit: points were drawn in proportion to their energy.
+        Weight of each value in the misfit: points were drawn in proportion to their energy.
     """
 
     basis: np.ndarray
@@ -205,7 +205,7 @@ class FieldModel:
 
     @classmethod
     def fit(cls, coordinates: np.ndarray, values: np.ndarray) -> FieldModel:
-        """The least-squares fit to volumes of known coordinates (n, r) and values (n, q)."""
+        """Fit the model by least squares to volumes' coordinates (n, r) and values (n, q)."""
         center, mean = coordinates.mean(0), values.mean(0, dtype=np.float64)
         centered = coordinates - center
         covariance = centered.T @ centered
@@ -221,7 +221,7 @@ class FieldModel:
         return np.linalg.norm((values - predicted) * self.weight, axis=1)
 
     def arrays(self) -> dict[str, tuple[np.ndarray, tuple[str, ...]]]:
-        """What is stored: name -> float32 array, dimensions."""
+        """The arrays to store, by name: float32 array and names of its dimensions."""
         dimensions = {
             "basis": ("component", "value"),
             "mean": ("value",),
@@ -233,12 +233,12 @@ class FieldModel:
 
 @dataclass(frozen=True)
 class Calibration:
-    """From a particle's misfits at the points to its residual and its error.
+    """Conversion of a particle's misfits at the points into its residual and its error.
 
     Attributes
     ----------
     residual_scale
-        Residual (squared norm) for a squared misfit to the sketch's model of the field of 1.
+        Residual (squared norm) per squared misfit to the sketch's model of the field.
     error_at_one, exponent
         Expected error (norm) is ``error_at_one * misfit ** exponent``, with the misfit to the
         model of all training volumes.
@@ -249,18 +249,18 @@ class Calibration:
     exponent: float
 
     def residual(self, misfit: np.ndarray) -> np.ndarray:
-        """Squared norm that the components miss, (n,)."""
+        """Residuals (n,) of particles: squared norms that the components miss."""
         return self.residual_scale * np.square(misfit)
 
     def error(self, misfit: np.ndarray) -> np.ndarray:
-        """Expected norm of the coordinates' error, (n,)."""
+        """Expected norms (n,) of the errors of particles' coordinates."""
         return self.error_at_one * np.power(np.maximum(misfit, 1e-30), self.exponent)
 
 
 def calibrate(
     to_sketch: np.ndarray, to_training: np.ndarray, residual: np.ndarray, error: np.ndarray
 ) -> Calibration:
-    """Fit a calibration to particles whose misfits, residual and error, all (n,), are known."""
+    """Fit a calibration to particles of known misfits, residuals and errors, all (n,)."""
     tiny = np.finfo(np.float64).tiny
     ratio = np.maximum(residual, tiny) / np.maximum(np.square(to_sketch), tiny)
     x, y = np.log(np.maximum(to_training, tiny)), np.log(np.maximum(error, tiny))

@@ -10,7 +10,7 @@ import numpy as np
 from scapedist.errors import InputError
 
 PLUSPLUS_LIMIT = 2000
-"""Up to this size k-means starts from k-means++; above it, from particles drawn at random."""
+"""Largest sketch that starts from k-means++; a larger one starts from random particles."""
 MAX_ITERATIONS = 10
 Nearest = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 METHODS = ("kmeans", "uniform", "geometric")
@@ -33,20 +33,20 @@ class Sketch:
 
     @property
     def occupancy(self) -> np.ndarray:
-        """Particles that each representative stands for, (n,) int64."""
+        """Number of particles that each representative stands for, (n,) int64."""
         members = self.assignment[self.assignment >= 0]
         return np.bincount(members, minlength=len(self.particle)).astype(np.int64)
 
 
 def grow_sketch(sketch: Sketch, latents: np.ndarray, added: np.ndarray) -> Sketch:
-    """A sketch with further particles; whatever is nearer to one of these goes over to it.
+    """A sketch with further representatives; particles that are nearer to one go over to it.
 
     Parameters
     ----------
     sketch
     latents : (n_particles, zdim) float
     added : (m,) int64
-        Rows of the latents; those that the sketch has already change nothing.
+        Rows of the latents to add; those that the sketch has already change nothing.
     """
     added = added[~np.isin(added, sketch.particle)]
     if not len(added):
@@ -76,30 +76,30 @@ def make_sketch(
     ----------
     latents : (n_particles, zdim) float
     size
-        Representatives wanted.
+        Number of representatives wanted.
     method
         ``kmeans``: the particle nearest to each k-means center, and the groups are k-means';
         ``uniform``: drawn at random; ``geometric``: evenly over the occupied latent space
         (geometric sketching, Hie et al. 2019, doi:10.1016/j.cels.2019.05.003). With the last
         two a particle belongs to its nearest representative.
     seed
-        Of the random numbers: the same seed gives the same sketch.
+        Seed of the random numbers: the same seed gives the same sketch.
     excluded : (m,) int64
-        Rows that are neither chosen nor counted.
+        Rows of the latents that are neither chosen nor counted.
     nearest
-        Finds distances and numbers of the centers nearest to points: :func:`nearest_center`, or
-        :func:`scapedist.backend.nearest_by_gpu`.
+        Function that finds distances and numbers of the centers nearest to points:
+        :func:`nearest_center`, or :func:`scapedist.backend.nearest_by_gpu`.
 
     Returns
     -------
     Sketch
-        With memory of order n_particles + size: never a matrix of both.
+        The sketch, made in memory of order n_particles + size, never of their product.
 
     Raises
     ------
     InputError
         Where there are fewer (distinct) particles than representatives wanted, or the method or
-        the seed is none.
+        the seed is invalid.
     """
     if method not in METHODS:
         raise InputError(f"A sketch method is one of {', '.join(METHODS)}. It is {method!r}.")
@@ -182,7 +182,7 @@ def nearest_center(centers: np.ndarray, points: np.ndarray) -> tuple[np.ndarray,
 
 
 def _draw_spread(points: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """k-means++ (Arthur & Vassilvitskii 2007): each with odds of its squared distance."""
+    """Starts by k-means++ (Arthur & Vassilvitskii 2007), each drawn by its squared distance."""
     norms = np.square(points).sum(1)
     chosen = np.empty(size, np.int64)
     chosen[0] = rng.integers(len(points))
@@ -230,22 +230,23 @@ def _draw_geometric(points: np.ndarray, size: int, rng: np.random.Generator) -> 
 def quality_sample(
     sketch: Sketch, n_groups: int, n_members: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Further members of a few groups, to compare a group's own volumes with each other.
+    """Further members of a few sketch groups, to compare the volumes within a group.
 
     Parameters
     ----------
     sketch
-        The sketch.
+        Sketch whose groups are sampled.
     n_groups, n_members
-        Groups drawn (weighted by occupancy, among those with other members) and members of each.
+        Number of groups drawn (weighted by occupancy, among those with other members), and of
+        members drawn from each.
     seed
-        Of the drawing.
+        Seed of the drawing.
 
     Returns
     -------
     group : (q,) int32
     particle : (q,) int64
-        Rows in the latents; representatives themselves are not among them.
+        Rows in the latents; representatives are not among them.
     """
     rng = np.random.default_rng([seed, 1])
     occupancy = sketch.occupancy

@@ -21,21 +21,22 @@ def number_by_size(labels: np.ndarray, occupancy: np.ndarray) -> np.ndarray:
 def medoids(
     labels: np.ndarray, occupancy: np.ndarray, blocks: Iterable[tuple[int, int, np.ndarray]]
 ) -> np.ndarray:
-    """Of each state, the volume with the least mean distance to the state's particles.
+    """The medoid of each state: the volume with the least mean distance to the state's particles.
 
     Parameters
     ----------
     labels : (n,) int
         States from 0 on.
     occupancy : (n,) int
-        Particles that each volume stands for.
+        Number of particles that each volume stands for.
     blocks
-        start, stop and squared distances (stop - start, n) float64 of consecutive volumes.
+        Iterator of start, stop and squared distances (stop - start, n) float64 of consecutive
+        volumes.
 
     Returns
     -------
     (n_states,) int64
-        Positions in ``labels``.
+        Positions of the medoids in ``labels``.
     """
     weights = np.zeros((len(labels), labels.max() + 1))
     weights[np.arange(len(labels)), labels] = occupancy
@@ -55,14 +56,14 @@ def weighted_moments(
     Parameters
     ----------
     blocks
-        Arrays (m, ...) of consecutive items.
+        Iterator of arrays (m, ...) of consecutive items.
     weights : (n,) float
         Weight of each item.
 
     Returns
     -------
     mean, deviation : (...) float32
-        Accumulated in float64 around the first item, so that a large mean costs no digits.
+        Both accumulated in float64 around the first item, so that a large mean costs no digits.
     """
     reference, first, second, done = None, None, None, 0
     for block in blocks:

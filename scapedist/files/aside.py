@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: they are written beside their place and renamed."""
+"""Writing files so that they appear whole or not at all: beside their place, then renamed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def renamed(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """As :func:`renamed`, for a file that a person takes away.
+    """Give a name to write to, as :func:`renamed` does, for a file that a person takes away.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of a run: it is there whole or not at all."""
+    """Write a text file of a run, whole or not at all."""
     with disk_errors(path.parent), renamed(path) as partial:
         partial.write_text(text)
 

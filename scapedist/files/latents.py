@@ -1,4 +1,4 @@
-"""Latents that a person gives, as text or as an array."""
+"""Reading latents that a person gives as text or as an array."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_latents(path: Path, zdim: int) -> np.ndarray:
     ----------
     path
     zdim
-        Of the model, for what an error says; whether the rows have it is checked by their user.
+        Dimension of the model's latents, for error messages; the caller checks the rows against it.
 
     Raises
     ------

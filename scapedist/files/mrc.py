@@ -18,16 +18,16 @@ def write_map(path: Path, volume: NDArray[np.floating], pixel_size_angstroms: fl
 
     An unknown pixel size is written as a cell of length 0, which is how MRC2014 says
     "unknown": :func:`read_map` gives None for it, cryoDRGN reads 0, and ChimeraX opens the map
-    at 1 angstrom a voxel. A made-up 1.0 could not be told from a real one.
+    at 1 Å per voxel. A made-up 1.0 could not be told from a real one.
 
     Parameters
     ----------
     path
-        The file. One that is there already is replaced.
+        File to write; one that is there already is replaced.
     volume
-        (d, d, d), axes z, y, x; written as float32.
+        Volume (d, d, d), axes z, y, x; written as float32.
     pixel_size_angstroms
-        Length of a voxel's edge, None where it is unknown.
+        Edge of a voxel in Å; None where it is unknown.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def write_map(path: Path, volume: NDArray[np.floating], pixel_size_angstroms: fl
 
 
 def read_map(path: Path) -> tuple[NDArray[np.float32], float | None]:
-    """Read one cubic map.
+    """The volume and pixel size of one cubic map.
 
     Parameters
     ----------
@@ -54,9 +54,9 @@ def read_map(path: Path) -> tuple[NDArray[np.float32], float | None]:
     Returns
     -------
     volume : numpy.ndarray
-        (d, d, d) float32, axes z, y, x, whatever the order of the axes in the file.
+        Volume (d, d, d) float32, axes z, y, x, whatever the order of the axes in the file.
     pixel_size_angstroms : float or None
-        None where the header does not say.
+        Edge of a voxel in Å; None where the header does not say.
 
     Raises
     ------

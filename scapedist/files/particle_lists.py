@@ -1,4 +1,4 @@
-"""Lists of particles: those that a person gives, and those that make up each state."""
+"""Reading and writing lists of particles: those a person gives, and those of each state."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from scapedist.files.safe_pickle import load_pickle
 
 
 def read_indices(path: Path, n_particles: int) -> NDArray[np.int64]:
-    """Read which particles a file names.
+    """The rows of the particles that a file names.
 
     Parameters
     ----------
     path
         ``.pkl`` or ``.npy`` with a 1-D array of rows, or with a boolean array of length
-        ``n_particles``; or ``.txt`` with one row number a line.
+        ``n_particles``; or ``.txt`` with one row number per line.
     n_particles
-        How many particles there are; rows are 0 to ``n_particles - 1``.
+        Number of particles; rows are 0 to ``n_particles - 1``.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def write_state_particles(
     labels_of_particles: NDArray[np.integer],
     stack_indices: NDArray[np.integer] | None = None,
 ) -> list[Path]:
-    """Write which particles each state holds, as ``cryodrgn_utils filter_star --ind`` reads it.
+    """Write the particles of each state, as ``cryodrgn_utils filter_star --ind`` reads them.
 
     ``state_000_rows.pkl`` holds rows of the latents; ``state_000_stack.pkl`` the same particles
     as rows of the original stack. Files of an earlier call that do not apply any more are removed.
@@ -133,11 +133,11 @@ def write_state_particles(
     Parameters
     ----------
     directory
-        Where the files go.
+        Directory that the files go to.
     labels_of_particles
-        (n_particles,) the state of each particle, 0-based, -1 for none.
+        State of each particle (n_particles,), 0-based, -1 for none.
     stack_indices
-        (n_particles,) each particle's row in the original stack, for a model that was trained
+        Row of each particle (n_particles,) in the original stack, for a model that was trained
         on a part of it; None where the two are the same.
 
     Returns

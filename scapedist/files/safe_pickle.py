@@ -1,4 +1,4 @@
-"""Reads pickles that hold numpy arrays and plain containers, and executes nothing from them."""
+"""Reading pickles of numpy arrays and plain containers without executing anything from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scapedist.errors import InputError
 
 
 def _plain_dtype(*arguments: Any) -> np.dtype[Any]:
-    """A dtype of numbers or text. With one of objects, a file's bytes could pose as pointers."""
+    """A dtype of numbers or text; one of objects is refused: its bytes could pose as pointers."""
     dtype = np.dtype(*arguments)
     if dtype.kind not in "biufcSU":
         raise pickle.UnpicklingError(f"it holds an array of {dtype}")
@@ -52,12 +52,12 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_pickles(path: Path) -> list[Any]:
-    """All objects of a file with one or more pickles, one after the other.
+    """All objects of a file that holds one or more pickles, in order.
 
     Parameters
     ----------
     path
-        The file. cryoDRGN's ``z.N.pkl`` holds two pickles, for example.
+        File to read. cryoDRGN's ``z.N.pkl`` holds two pickles, for example.
 
     Returns
     -------

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import the run when it is asked for: workers need the batches alone."""
+    """Import a public name on first use: workers need only the batches."""
     if name == "Run":
         from scapedist.landscape.run import Run
 
@@ -34,11 +34,11 @@ PRELOADED = (
     "scapedist.stages.write_volumes",
     "scapedist.model.field",
 )
-"""Modules that local workers are forked with: what every one of them needs to decode."""
+"""Modules that local workers are forked with, as each of them needs these to decode."""
 
 
 def open_workers(n_workers: int | None = None, **options: Any) -> Workers:
-    """Workers for a run; options as for :func:`scapedist.workers.open_workers`."""
+    """Open workers for a run; options as for :func:`scapedist.workers.open_workers`."""
     from scapedist.workers import open_workers as any_workers
 
     return any_workers(n_workers, preloaded=PRELOADED, **options)
@@ -62,12 +62,12 @@ def analyze(
     on_workers: Any = None,
     **options: Any,
 ) -> Path:
-    """The whole job: sketch, volumes, mask, components, states, all particles, report.
+    """Do the whole job: sketch, volumes, mask, components, states, all particles, report.
 
     Parameters
     ----------
     workdir, epoch
-        Of the cryoDRGN training.
+        Work directory and epoch of the cryoDRGN training.
     output
         The run directory; an interrupted run is resumed.
     n_workers, scheduler, memory_limit, gpus, cluster
@@ -80,9 +80,9 @@ def analyze(
         densities are clipped.
         An approximate one is then checked on random particles.
     tolerance, error_bars
-        Of the embedding, as in :class:`~scapedist.settings.EmbedSettings`.
+        Options of the embedding, as in :class:`~scapedist.settings.EmbedSettings`.
     progress
-        Told how far a stage is.
+        Called with how far a stage is.
     on_workers
         Called with the workers when they are ready.
     **options
@@ -91,8 +91,8 @@ def analyze(
     Returns
     -------
     pathlib.Path
-        The report. Where particles cannot be embedded it is written all the same, before the
-        error is raised.
+        Path of the report. Where particles cannot be embedded it is written all the same, before
+        the error is raised.
     """
     from scapedist.model.decoder import check_dtype
     from scapedist.settings import (
@@ -153,7 +153,7 @@ def analyze(
 
 
 def _analyse(run: Run, chosen: dict[str, dict[str, Any]], workers: Any) -> None:
-    """Mask, components and states."""
+    """Do the stages of mask, components and states."""
     run.mask(**chosen["mask"])
     pca = dict(chosen["pca"])
     excluded = pca.pop("exclude_states", None)
@@ -172,7 +172,7 @@ def _embed(
     tolerance: float | None,
     error_bars: bool,
 ) -> None:
-    """All particles on the components, and a check of that on random ones."""
+    """Embed all particles, and check an approximate embedding on random ones."""
     from scapedist.particles.embed import embedding_of
     from scapedist.particles.methods import CHECKED_PARTICLES
 

@@ -1,4 +1,4 @@
-"""What a run will take: time, memory and disk of each stage, from a few seconds' measurement."""
+"""Projected time, memory and disk of each stage of a run, from a few seconds' measurement."""
 
 from __future__ import annotations
 
@@ -36,51 +36,51 @@ from scapedist.workers import available_cores
 from scapedist.workers.serial import budget_of
 
 USUAL_POINTS = 400
-"""Points of a reduced map that meets the default tolerance, usually; half of them come last."""
+"""Usual number of points of a reduced map that meets the default tolerance; the last step adds
+half of them."""
 ROW_SECONDS = 5e-5
-"""Of reading a volume's masked voxels, however few."""
+"""Seconds to read a volume's masked voxels, however few."""
 MATRIX_SECONDS = 5.5e-8
-"""Of a Gram matrix, for each two volumes, beside its products: put in place, centered, stored,
-solved."""
+"""Seconds per entry of a Gram matrix beside its products: placing, centering, storing, solving."""
 PAIR_SECONDS = 3.2e-8
-"""Of linkage, for each two volumes."""
+"""Seconds of linkage per entry of the matrix of distances."""
 WARD_ROUNDS, MEDOID_ROUNDS = 3.5, 1.5
 """Approximate all-pairs passes of Ward's linkage, and of the medoids."""
 KMEANS_SECONDS, HDBSCAN_SECONDS = 4e-4, 5e-7
-"""Of k-means on isometric coordinates, for each volume; of HDBSCAN, for each two."""
+"""Seconds of k-means on isometric coordinates per volume; of HDBSCAN per pair of volumes."""
 STAGE_SECONDS = 0.4
-"""Of a stage that writes maps, before and after what grows."""
+"""Constant seconds of a stage that writes maps, beside what grows with the volumes."""
 QUERY_SHARE = 0.65
-"""Of what finding the nearest center takes at first, once centers are spread."""
+"""Time of finding nearest centers once these are spread, as a fraction of that at first."""
 MIB = 2**20
 BESIDE_BYTES, WORKER_BYTES = 280 * MIB, 250 * MIB
-"""Resident memory of this process beside local workers, which needs no torch, and of one of these,
-before any work; plans are refused by the larger IMPORT_BYTES of one that does all."""
+"""Resident memory before any work of this process beside local workers, which needs no torch, and
+of each worker; plans are refused by the larger IMPORT_BYTES of a process that does all."""
 REPORT_MEMORY_BYTES = 44 * MIB
-"""What the report loads and draws, beyond what other stages do."""
+"""Memory that the report needs beyond that of other stages."""
 LATER_BYTES = 32 * MIB
-"""What one process that does all imports after decoding; beside workers it is done meanwhile."""
+"""Memory of what a process without workers imports after decoding."""
 MISSED_GROUPS = 10
-"""Of particles that no sketch volume represents, about; a volume of each is kept twice."""
+"""Usual number of groups of missed particles; a volume of each is kept twice."""
 MAP_BLOCKS = 2
-"""Blocks of features that building the reduced map holds."""
+"""Number of blocks of features that building the reduced map holds."""
 REPORT_BYTES, REPORT_SECONDS = 8 * MIB, 2.0
 MAP_BYTES, MAP_SECONDS = 2 * MIB, 4.0
-"""Of building the reduced map, beside decoding."""
+"""Disk and time of building the reduced map, beside decoding."""
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage takes.
+    """Projected cost of a stage.
 
     Attributes
     ----------
     seconds
-        On all workers.
+        Elapsed time with all workers.
     here_bytes, worker_bytes
-        Peak of this process and of each worker.
+        Peak memory of this process and of each worker.
     disk_bytes
-        That it leaves.
+        Size of what the stage leaves on disk.
     """
 
     seconds: float
@@ -91,27 +91,29 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes.
+    """Projected cost of a run.
 
     Attributes
     ----------
     volumes, box_size, voxels
-        Decoded for the sketch and its check; their box; about how many are in the mask.
+        Number of volumes decoded for the sketch and its check; their box size; approximate number
+        of voxels in the mask.
     frequencies
-        Evaluated for a volume.
+        Number of frequencies evaluated per volume.
     batch_size, workers
-        Volumes of a batch; processes.
+        Number of volumes per batch; number of workers.
     seconds_a_volume
-        Of one worker.
+        Seconds per volume of one worker.
     particles
-    solver, linkage
+        Number of particles.
+        solver, linkage
         How components are found and volumes are joined.
     stages
-        By name, in order.
+        Cost of each stage by name, in order.
     exact_seconds, whole_seconds
-        To embed all particles exactly; of components of all particles, in all.
+        Time to embed all particles exactly; time to find the components of all particles.
     disk_free_bytes
-        Where the run would lie.
+        Free space of the disk that the run would lie on.
     """
 
     volumes: int
@@ -131,22 +133,22 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """Of all stages."""
+        """Seconds of all stages together."""
         return sum(stage.seconds for stage in self.stages.values())
 
     @property
     def here_bytes(self) -> int:
-        """Peak of this process."""
+        """Peak memory of this process."""
         return max(stage.here_bytes for stage in self.stages.values())
 
     @property
     def worker_bytes(self) -> int:
-        """Peak of each worker."""
+        """Peak memory of each worker."""
         return max(stage.worker_bytes for stage in self.stages.values())
 
     @property
     def disk_bytes(self) -> int:
-        """Of all that is kept."""
+        """Disk space that the run takes."""
         return sum(stage.disk_bytes for stage in self.stages.values())
 
 
@@ -160,7 +162,7 @@ def cost_of_run(
     embedding: str | None = None,
     error_bars: bool = False,
 ) -> Cost:
-    """Project a run's cost; next to nothing is decoded.
+    """The projected cost of a run, for which next to nothing is decoded.
 
     Parameters
     ----------
@@ -292,7 +294,7 @@ def components_seconds(
     plan
     n, n_voxels, n_workers
     rate
-        Multiplications and additions a second of one thread, float64.
+        Multiply-adds per second of one thread, float64.
     reading
         Seconds to read all volumes once.
     """
@@ -310,7 +312,7 @@ def components_seconds(
 
 
 def states_seconds(plan: LinkagePlan, n: int, method: str, rate: float, reading: float) -> float:
-    """Seconds to join n volumes by a method and to average those of each state."""
+    """Seconds to join n volumes by a method and to average the volumes of each state."""
     once = n * n * ISOMETRIC_COLUMNS / rate / available_cores()
     seconds = STAGE_SECONDS + 6 * reading + ROW_SECONDS * n
     if plan.kind == "distances":
@@ -327,7 +329,7 @@ def _embedding(
     measured: Measured, method: str, workers: int, particles: int, n: int, r: int, base: int,
     work: int,
 ) -> StageCost:  # fmt: skip
-    """Of all particles' coordinates, what the sketch missed, and the check."""
+    """Cost of embedding all particles, of finding those missed, and of the check."""
     one = measured.seconds_a_volume / workers
     seconds = particles * one
     if method != "exact":
@@ -354,7 +356,7 @@ def _embedding(
 
 
 def _free_bytes(output: str | Path | None) -> int:
-    """Of the disk that a run would lie on."""
+    """Free bytes of the disk that a run would lie on."""
     place = Path(output or ".")
     while not place.exists():
         place = place.parent
@@ -365,7 +367,7 @@ def _free_bytes(output: str | Path | None) -> int:
 
 
 def cost_table(stages: Mapping[str, Any]) -> list[list[str]]:
-    """What each stage takes as rows of text, and all together."""
+    """The cost of each stage and of all together, as rows of text."""
     rows = [["stage", "time", "memory here", "of a worker", "disk"]]
     for name, cost in stages.items():
         memory = [_gib(cost.here_bytes), _gib(cost.worker_bytes) if cost.worker_bytes else ""]
@@ -384,7 +386,7 @@ def cost_table(stages: Mapping[str, Any]) -> list[list[str]]:
 
 
 def cost_lines(cost: Any) -> list[str]:
-    """What a run is planned to do, in a few lines."""
+    """The plan of a run in a few lines of text."""
     ways = {
         "distances": "from the distances of all pairs",
         "vectors": "from coordinates",

@@ -1,4 +1,4 @@
-"""A new run in an output directory, or the one that is there, checked to be of the same model."""
+"""Making a run in an output directory, or opening the one there if it is of the same model."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def prepare_run(
     Parameters
     ----------
     workdir, epoch
-        Of the cryoDRGN training.
+        Work directory and epoch of the cryoDRGN training.
     output
         The run directory.
     overwrite
-        Replace a run that is there.
+        Whether to replace a run that is there.
     check_weights
-        Read the weights now, or when volumes are decoded.
+        Whether to read the weights now, or when volumes are decoded.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def _check_same(store: RunStore, source: dict[str, Any], output: Path) -> None:
 
 
 def _remove(output: Path) -> None:
-    """Take away what a run consists of, and nothing else."""
+    """Remove the files of a run from a directory, and nothing else."""
     RunStore(output)  # an error where it is not a run of ours
     shutil.rmtree(output / GROUP, ignore_errors=True)
     written = [name for stage in (STAGES | BESIDE).values() for name in stage.files]
@@ -98,7 +98,7 @@ def _remove(output: Path) -> None:
 
 
 def _holds(store: RunStore, name: str, data: np.ndarray) -> bool:
-    """Whether an array is there, sound and equal to some data."""
+    """Whether a store holds an array, sound and equal to some data."""
     try:
         return bool(np.array_equal(store.read(name), data))
     except RunError:

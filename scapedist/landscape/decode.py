@@ -1,4 +1,4 @@
-"""Latents to maps on disk, without a run."""
+"""Decoding latents to maps on disk, without a run, and embedding latents of a file."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def decode_to_maps(
     Parameters
     ----------
     workdir, epoch
-        Of the training.
+        Work directory and epoch of the training.
     latents
         File of rows of latents: text, ``.npy`` or ``.pkl``.
     output
-        Directory, made where it is missing.
+        Directory of the maps, made where it is missing.
     box_size, dtype
         As for :meth:`scapedist.Model.decode`.
     pixel_size_angstroms
-        Of the model's full box; None for what the CTF file says.
+        Pixel size in Å of the model's full box; None for what the CTF file says.
     flip, invert
-        Mirror along z; change the sign.
+        Whether to mirror along z; whether to change the sign.
 
     Returns
     -------
     list of pathlib.Path
-        The maps, in the order of the latents.
+        Paths of the maps, in the order of the latents.
     """
     check_pixel_size(pixel_size_angstroms)
     model = open_model(workdir, epoch)
@@ -73,16 +73,16 @@ def embed_to_file(run: Run, latents: str | Path, output: str | Path) -> int:
     Parameters
     ----------
     run
-        With a reduced embedding.
+        Run with a reduced embedding.
     latents
         File of rows of latents: text, ``.npy`` or ``.pkl``.
     output
-        Holds what :meth:`Run.embed_latents` returns, by name.
+        File of the arrays that :meth:`Run.embed_latents` returns, by name.
 
     Returns
     -------
     int
-        How many latents there were.
+        Number of latents.
     """
     rows = read_latents(Path(latents), run.store.source["zdim"])
     found = run.embed_latents(rows)

@@ -25,7 +25,8 @@ from scapedist.settings import (
 from scapedist.store import Begin, Progress, RunStore
 
 Body = Callable[[Begin], dict[str, Any]]
-"""Makes something of a run and returns what is recorded; it calls what it gets before it writes."""
+"""Function that makes something of a run and returns its record; it calls its argument before it
+writes."""
 _VERSIONS = ("scapedist", "numpy", "scipy", "torch", "zarr", "scikit-learn", "distributed")
 
 
@@ -57,7 +58,7 @@ class Recorded:
         return self._model
 
     def _settings(self, stage: str, options: dict[str, Any]) -> Any:
-        """The stage's last settings (or the defaults) with the options given."""
+        """A stage's last settings, or the defaults, with the options given."""
         kind = STAGES[stage].settings
         for name, declared in options_of(kind).items():  # type: ignore[arg-type]
             if declared.kind is Path and options.get(name):
@@ -65,7 +66,7 @@ class Recorded:
         return changed(from_record(kind, self.store.last_settings(stage)), options)
 
     def _fingerprint(self, stage: str, settings: Any, inputs: dict[str, Any]) -> str:
-        """Of all that a stage's results depend on."""
+        """Fingerprint of all that a stage's results depend on."""
         after = STAGES[stage].after
         upstream = self.store.source["hashes"]
         if after:
@@ -107,7 +108,7 @@ class Recorded:
                 self.store.finish_stage(stage, _entry(chosen, fingerprint, started, results))
 
     def _check_replaceable(self, stage: str, settings: Any, fingerprint: str) -> None:
-        """Volumes are dear: other settings of what they depend on need another directory."""
+        """Refuse to replace stored volumes, which are dear, by those of other settings."""
         journal = self.store.journal_fingerprint
         has_volumes = "generate" in self.store.stages or journal is not None
         held = journal if stage == "generate" else None
@@ -135,7 +136,7 @@ class Recorded:
         fingerprint: str,
         body: Body,
     ) -> None:
-        """Do something beside the stages, unless its record says that it is done."""
+        """Make a result beside the stages, unless its record says that it is done."""
         held = self.store.beside.get(name)
         if held is not None and held["fingerprint"] == fingerprint:
             return
@@ -152,7 +153,7 @@ class Recorded:
 def _entry(
     settings: dict[str, Any], fingerprint: str, started: float, results: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is recorded of something complete, begun at a time of the performance counter."""
+    """The record of a complete result that was begun at a time of the performance counter."""
     return {
         "settings": settings,
         "fingerprint": fingerprint,
@@ -164,7 +165,7 @@ def _entry(
 
 
 def _is_grown(stage: str, settings: Any, store: RunStore) -> bool:
-    """Whether a sketch is the one that was there, with more particles."""
+    """Whether a stage's settings are the recorded sketch's with more particles added."""
     if stage != "sketch" or stage not in store.stages:
         return False
     held = from_record(SketchSettings, store.stages[stage])
@@ -174,7 +175,7 @@ def _is_grown(stage: str, settings: Any, store: RunStore) -> bool:
 
 
 def hash_file(path: str | None) -> str:
-    """SHA-256 of a file that settings name; empty without one."""
+    """SHA-256 of a file that settings name; empty where they name none."""
     if path is None:
         return ""
     try:

@@ -46,7 +46,7 @@ class Run(Recorded):
     directory
         An existing run; see :meth:`create` for a new one.
     progress
-        Told how far a stage is.
+        Called with how far a stage is.
 
     Raises
     ------
@@ -64,7 +64,7 @@ class Run(Recorded):
         overwrite: bool = False,
         check_weights: bool = True,
     ) -> Run:
-        """Open the run of a model in an output directory, or make it.
+        """Open a model's run in an output directory, or make it.
 
         Without ``check_weights`` the weights are read when volumes are decoded.
 
@@ -147,9 +147,9 @@ class Run(Recorded):
         Parameters
         ----------
         workers
-            As for :meth:`generate`.
+            Workers to compute on, as for :meth:`generate`.
 
-        ``exclude_states`` holds for this call alone: without it all volumes are taken.
+        ``exclude_states`` holds for this call alone; without it all volumes are taken.
         """
         settings, included = self._components(options)
         inputs = {"included": hashlib.sha256(np.packbits(included).tobytes()).hexdigest()}
@@ -178,19 +178,19 @@ class Run(Recorded):
         return self
 
     def cost_of_all_particles(self, workers: Workers, **options: Any) -> str:
-        """What ``pca(workers, all_particles=True, ...)`` will take, from a few batches."""
+        """The projected cost of ``pca(workers, all_particles=True, ...)``, from a few batches."""
         settings, included = self._components(options)
         source = self._decoder_of_particles(workers)
         return components_of_all.told_cost(self.store, settings, source, workers, included)
 
     def _components(self, options: dict[str, Any]) -> tuple[PcaSettings, np.ndarray]:
-        """Settings of the components, and which volumes they are fitted to."""
+        """The components' settings, and which volumes they are fitted to."""
         exclude = tuple(options.get("exclude_states") or ())
         settings = self._settings("pca", options | {"exclude_states": exclude})
         return settings, components.included_volumes(self.store, settings.exclude_states)
 
     def _decoder_of_particles(self, workers: Workers) -> Decoded:
-        """What decodes any particle as the run's volumes were."""
+        """The source that decodes any particle as the run's volumes were decoded."""
         read_weights(self.model, workers)
         generated = from_record(GenerateSettings, self.store.stages["generate"])
         return source_of_particles(self.store, self.model, generated, workers.device)
@@ -232,7 +232,7 @@ class Run(Recorded):
         Parameters
         ----------
         workers
-            As for :meth:`generate`.
+            Workers to compute on, as for :meth:`generate`.
         strict
             Refuse where ``reduced`` does not reach its tolerance, instead of noting it.
 
@@ -259,7 +259,7 @@ class Run(Recorded):
         return self
 
     def population(self, workers: Workers | None = None, **options: Any) -> Run:
-        """Look at all particles together; options as in :class:`PopulationSettings`.
+        """Find axes, groups and densities; options as in :class:`PopulationSettings`.
 
         Writes ``population/``: principal axes of all particles' coordinates, k-means groups with
         the particle nearest to each center, and densities on the leading axes; that particle's
@@ -268,7 +268,7 @@ class Run(Recorded):
         Parameters
         ----------
         workers
-            As for :meth:`generate`.
+            Workers to compute on, as for :meth:`generate`.
 
         Raises
         ------
@@ -290,11 +290,11 @@ class Run(Recorded):
         return self
 
     def embedder(self, workers: Workers | None = None) -> Embedder:
-        """What embeds the run's particles, on workers or in this process."""
+        """The embedder of the run's particles, on workers or in this process."""
         return Embedder(self.store, self.model, or_here(workers), self.progress)
 
     def _find_missed(self, embedder: Embedder) -> None:
-        """Tell which particles no sketch volume represents."""
+        """Find the particles that no sketch volume represents."""
         method = place.placed_by(self.store)
         self._beside(
             "missed",
@@ -318,7 +318,7 @@ class Run(Recorded):
         )
 
     def _print_of(self, method: str) -> str:
-        """The fingerprint of an embedding."""
+        """Fingerprint of a recorded embedding."""
         fingerprint: str = self.store.beside[f"embedding/{method}"]["fingerprint"]
         return fingerprint
 
@@ -333,12 +333,12 @@ class Run(Recorded):
         Parameters
         ----------
         workers
-            As for :meth:`generate`.
+            Workers to compute on, as for :meth:`generate`.
         sample
-            Random particles to compare on, never those that a method was trained with; None for
-            all, once they are embedded exactly.
+            Number of random particles to compare on, never those that a method was trained with;
+            None for all particles, once they are embedded exactly.
         seed
-            Of the sample.
+            Seed of the sample.
 
         Returns
         -------
@@ -365,7 +365,7 @@ class Run(Recorded):
         return results
 
     def embed_latents(self, latents: np.ndarray) -> dict[str, np.ndarray]:
-        """Put any latents on the components by the run's reduced map.
+        """Coordinates of any latents by the run's reduced map.
 
         Parameters
         ----------
@@ -393,7 +393,7 @@ class Run(Recorded):
         Returns
         -------
         int
-            How many volumes were added; 0 where nothing was missed.
+            Number of volumes added; 0 where nothing was missed.
         """
         if "missed" not in self.store.beside:
             raise RunError(

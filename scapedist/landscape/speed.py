@@ -1,4 +1,4 @@
-"""How fast this machine is at the parts of a run, from a few seconds' measurement."""
+"""Speed of this machine at the parts of a run, from a few seconds' measurement."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ UNKNOWN_MASK = 0.1
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine does in a second, on one thread.
+    """Speed of one thread of this machine.
 
     Attributes
     ----------
     products_per_second
-        Multiplications and additions in float64, of large matrices.
+        Multiply-adds in float64, of large matrices.
     read_bytes_per_second
-        Of volumes, checksums included, while the disk's cache holds them.
+        Bytes of volumes read, checksums included, while the disk's cache holds them.
     """
 
     products_per_second: float
@@ -50,7 +50,7 @@ class Rates:
 
     @classmethod
     def measured(cls) -> Rates:
-        """Measured now, in a second."""
+        """Measure the speeds now, in a second."""
         block = np.zeros(2**24, np.uint8)
         with backend.one_numpy_thread():
             products = _products_per_second()
@@ -59,7 +59,7 @@ class Rates:
 
 
 class Measured:
-    """What this machine takes for the parts of a run, from a few seconds' work."""
+    """Time that this machine takes for the parts of a run, measured in a few seconds."""
 
     def __init__(
         self, model: Model, settings: GenerateSettings, box_size: int, n: int, mask: MaskSettings
@@ -87,7 +87,7 @@ class Measured:
     def _voxels_of_a_mask(
         self, values: Field, box_size: int, n: int, pixel_size: float, sign: int, mask: MaskSettings
     ) -> int:
-        """About how many voxels the mask of n volumes will have, from a pilot of them."""
+        """Estimated number of voxels in the mask of n volumes, from a pilot of them."""
         if mask.mask is not None:
             weights = check_user_mask(read_map(Path(mask.mask))[0], box_size, str(mask.mask))
             return Mask.of(weights).n_voxels
@@ -104,12 +104,12 @@ class Measured:
         return Mask.of(weights_of(claims, n_pilot, pixel_size, mask)).n_voxels
 
     def product_seconds(self, products: float) -> float:
-        """Of so many multiplications and additions in float64, on one thread."""
+        """Seconds of a number of multiply-adds in float64, on one thread."""
         return products / self.product_rate
 
 
 def _finish(volume: np.ndarray) -> None:
-    """About what is done with a volume beside evaluating its field."""
+    """Do about the work on a volume beside evaluating its field."""
     import torch
 
     torch.fft.irfftn(torch.fft.rfftn(torch.from_numpy(volume)))
@@ -118,19 +118,19 @@ def _finish(volume: np.ndarray) -> None:
 
 
 def _products_per_second() -> float:
-    """Multiplications and additions in float64, of large matrices."""
-    left, right = np.random.default_rng(1).random((2, 400, 4000))  # numpy halves those of one
+    """Multiply-adds per second in float64, of large matrices."""
+    left, right = np.random.default_rng(1).random((2, 400, 4000))  # numpy halves A @ A.T
     return 400 * 400 * 4000 / seconds_of(lambda: left @ right.T, 0.3)
 
 
 def _read(volume: np.ndarray) -> None:
-    """About what reading a volume and looking at it takes."""
+    """Do about the work of reading a volume and looking at it."""
     zlib.adler32(volume.data)
     np.count_nonzero(volume.copy() >= 0.5)
 
 
 def seconds_of(call: Callable[[], Any], at_least: float) -> float:
-    """Of one call, from as many as take some time; the first is not counted."""
+    """Seconds per call, from calls over at least some seconds; the first is not counted."""
     call()
     started, n = time.perf_counter(), 0
     while n == 0 or time.perf_counter() - started < at_least:
@@ -140,7 +140,7 @@ def seconds_of(call: Callable[[], Any], at_least: float) -> float:
 
 
 def _seconds_since_start() -> float:
-    """Since this process began, where the system tells."""
+    """Seconds since this process began; a usual value where the system does not tell."""
     try:
         ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         up = float(Path("/proc/uptime").read_text().split()[0])

@@ -1,4 +1,4 @@
-"""Looking at a run: what is there and what is missing, whether its arrays are sound."""
+"""Inspecting a run: what is there, what is missing, and whether its arrays are sound."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from scapedist.store import RunStore, read_rows
 from scapedist.workers import one_thread
 
 TOLERANCES = {"float32": 1e-5, "float16": 1e-3}
-"""Relative L2 error of sound volumes, by the type they are stored in."""
+"""Largest relative L2 error of sound volumes, by the type they are stored in."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verification found.
+    """Findings of a verification.
 
     Attributes
     ----------
     n_volumes
-        Volumes checked for completeness and checksums.
+        Number of volumes checked for completeness and checksums.
     damaged
         Rows of the sketch's volumes that are missing, damaged or not finite.
     damaged_arrays
@@ -42,9 +42,9 @@ class Verdict:
         Largest relative L2 error of a sample of stored volumes against decoding them again, and
         against cryoDRGN's ``eval_volume`` (None where it cannot evaluate them).
     tolerance
-        What these errors may be; cryoDRGN's counts where volumes were decoded in float32.
+        Largest error allowed; cryoDRGN's counts where volumes were decoded in float32.
     way_out
-        What to do.
+        Advice on what to do.
     """
 
     n_volumes: int
@@ -57,18 +57,18 @@ class Verdict:
 
     @property
     def agrees(self) -> bool:
-        """Whether the sample is what decoding it again gives."""
+        """Whether decoding the sample again gives the stored volumes."""
         errors = (self.error_again, self.error_cryodrgn)
         return all(error is None or error <= self.tolerance for error in errors)
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the run has no fault."""
         return not self.damaged and not self.damaged_arrays and self.agrees
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """What a run holds and what is missing.
+    """A description of what a run holds and what is missing.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def verify(run: Recorded, n_sample: int = 3) -> Verdict:
     run
         A run whose volumes are complete.
     n_sample
-        Volumes decoded again, by scapedist and by cryoDRGN.
+        Number of volumes decoded again, by scapedist and by cryoDRGN.
     """
     store = run.store
     record = store.stages.get("generate")
@@ -224,7 +224,7 @@ def _withdraw(
     bad_quality: list[int],
     broken: list[str],
 ) -> None:
-    """Leave in the journal what is sound, and take back that the stages are complete."""
+    """Keep only sound volumes in the journal, and withdraw the records of the stages."""
     store = run.store
     counted = not {"volumes/percentile", "volumes/outside", "volumes/escaped"} & set(broken)
     entries = stored_entries(store, name, damaged, bad_quality, counted)

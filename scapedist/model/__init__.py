@@ -1,1 +1,1 @@
-"""A trained cryoDRGN model: loading, its field, its volumes."""
+"""A trained cryoDRGN model: loading it, its field and its volumes."""

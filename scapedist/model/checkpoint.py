@@ -1,4 +1,4 @@
-"""From a checkpoint to a decoder: weights as plain arrays, in order, checked."""
+"""Reading the decoder of a checkpoint: weights as plain arrays, in order, checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what decodes nothing starts without torch
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A weights file as plain tensors and containers; nothing in it is executed."""
+    """The plain tensors and containers of a weights file; nothing in it is executed."""
     import torch
 
     numpy_types: list[Any] = [
@@ -53,7 +53,7 @@ def read_decoder(config: dict[str, Any], path: Path) -> Decoder:
     config
         The training's configuration.
     path
-        ``weights.N.pkl``.
+        The weights file, ``weights.N.pkl``.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def _plain_name(name: str) -> str:
 def _read_layers(
     state: dict[str, torch.Tensor], prefix: str, path: Path
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Linear layers (weight (out, in), bias (out,)) in order, skip connections folded in."""
+    """The linear layers (weight (out, in), bias (out,)) in order, skip connections folded in."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.(linear\.)?weight")
     found = sorted(
         (int(match[1]), match[2] or "")

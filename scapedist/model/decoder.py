@@ -1,4 +1,4 @@
-"""A trained decoder as arrays: what is needed to evaluate it anywhere."""
+"""A trained decoder as arrays, from which it is evaluated anywhere."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from scapedist.model.lattice import Lattice, make_lattice
 
 DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
 ENCODED_ARRAYS = 4
-"""Of a block's size, that are held while positions are encoded."""
+"""Number of arrays of a block's size that are held while positions are encoded."""
 CACHE_BYTES = 64 * 2**20
-"""First-layer activations of all points are kept between batches where they need no more."""
+"""Most bytes of first-layer activations of all points that are kept between batches."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Decoder:
     latent_frequencies : (m,) float32 or None
         Geometric encoding of the latents (abinit), where the model has one.
     box_size, extent
-        The model's box (even) and the frequency of its lattice's last point.
+        Voxels along the edge of the model's box (even); frequency of its lattice's last point.
     norm
         Mean and standard deviation of the training data's Hartley coefficients.
     mask_radius
-        abinit's output mask.
+        Radius of abinit's output mask in lattice points, where it has one.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class Decoder:
     mask_radius: float | None = None
 
     def lattice(self, box_size: int | None = None) -> Lattice:
-        """The evaluation points of a box (default: the model's)."""
+        """The lattice of evaluation points of a box (default: the model's)."""
         background = 0.0 if self.kind == "fourier_slice" else self.norm[0]
         return make_lattice(
             self.kind,
@@ -93,7 +93,7 @@ class Decoder:
 
 
 def cpu_block_rows(hidden_size: int) -> int:
-    """Points in a block on one core: activations of about the size of its own cache."""
+    """Number of points per block on one core, whose activations about fill its own cache."""
     return max(1024, 3 * 2**16 // hidden_size)
 
 

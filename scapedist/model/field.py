@@ -1,7 +1,7 @@
 """The decoder's field: its values at any frequencies for any latents, evaluated fast.
 
-What makes it fast, without approximation: the first layer is linear in frequency and latent, so
-its frequency part is computed once for a block of points and its latent part once for a latent;
+It is fast without approximation: the first layer is linear in frequency and latent, so
+its frequency part is computed once per block of points and its latent part once per latent;
 the skip connections are folded into the weight matrices; a Fourier decoder's last layer gives
 h(k) = a - b and h(-k) = a + b directly; blocks are sized so that activations stay in the cache.
 """
@@ -32,9 +32,9 @@ from scapedist.model.lattice import Lattice
 T = TypeVar("T")
 GIB = 2**30
 BUDGET_FRACTION = 0.5
-"""Of the memory that is free on a GPU: what a field uses."""
+"""Fraction of a GPU's free memory that a field uses."""
 DEVICE_ACTIVATIONS = 2**26
-"""Of one layer, computed at once on a GPU: products large enough to fill it, few launches."""
+"""Number of one layer's activations computed at once on a GPU: enough to fill it."""
 LEAST_ROWS = 256
 _COMPUTE = {
     "float64": torch.float64,
@@ -52,15 +52,15 @@ class Field:
     Parameters
     ----------
     decoder
-        What to evaluate.
+        Decoder to evaluate.
     device
-        A torch device name.
+        Name of a torch device.
     dtype
-        ``float32`` (default), ``float64``, or by name one of the faster ones: ``tf32`` (GPU
+        Precision: ``float32`` (default), ``float64``, or one of the faster ones: ``tf32`` (GPU
         only), ``bfloat16``, ``float16``. Values and volumes are float32 but for ``float64``; sums
         of the faster ones are float32, and so is the last layer's result.
     memory_bytes
-        What activations, values and what is kept between batches may take; None for half of what
+        Memory for activations, values and what is kept between batches; None for half of what
         is free on a GPU, and on the CPU for what is fastest. Where memory does not suffice all
         the same, it is halved and the work is done again.
     """
@@ -103,7 +103,7 @@ class Field:
         return self.decoder.zdim * per_latent
 
     def lattice(self, box_size: int | None = None, low_pass: int | None = None) -> Lattice:
-        """The decoder's lattice at a box size, or what a smaller box has of it, made once."""
+        """The decoder's lattice at a box size, or a smaller box's part of it; made once."""
         size = self.decoder.box_size if box_size is None else box_size
         key = (size, low_pass or size)
         if key not in self._lattices:
@@ -128,7 +128,7 @@ class Field:
     def volumes(
         self, latents: np.ndarray, box_size: int | None = None, low_pass: int | None = None
     ) -> Iterator[torch.Tensor]:
-        """The same one after the other, (d, d, d) each, and from a smaller box's frequencies."""
+        """Yield volumes (d, d, d) of latents (n, zdim), or those of a smaller box's frequencies."""
         lattice = self.lattice(box_size, low_pass)
         start = 0
         while start < len(latents):
@@ -146,7 +146,7 @@ class Field:
             start += len(values)
 
     def values(self, latents: np.ndarray, lattice: Lattice) -> torch.Tensor:
-        """Normalised h at a lattice's points, and its background behind: (n, lattice.n_slots)."""
+        """Normalised h (n, lattice.n_slots) at a lattice's points; the background is last."""
         return self.sparing(lambda: self._values(latents, lattice))
 
     def _values(self, latents: np.ndarray, lattice: Lattice) -> torch.Tensor:
@@ -160,14 +160,14 @@ class Field:
         return values.clone() if values.is_inference() else values
 
     def coefficients(self, latents: np.ndarray, frequencies: np.ndarray) -> torch.Tensor:
-        """The raw field at any frequencies.
+        """Values of the raw field at any frequencies.
 
         Parameters
         ----------
         latents : (n, zdim) float
         frequencies : (m, 3) float
-            x, y, z in the lattice's unit (0.5 is Nyquist), where the decoder is evaluated as it
-            stands: a Fourier decoder is trained on z <= 0.
+            Frequencies x, y, z in the lattice's unit (0.5 is Nyquist); the decoder is evaluated
+            there as it stands, though a Fourier decoder is trained on z <= 0.
 
         Returns
         -------
@@ -191,7 +191,7 @@ class Field:
         n_outputs = len(self._last)
         if not len(latents):
             return
-        # one product a latent: a latent's values do not depend on the others of its batch
+        # one product per latent: its values do not depend on the other latents of its batch
         codes = torch.stack([row @ self._latent_weight for row in self._encode(latents)])
         rows = self.block_rows()
         # on a GPU as many latents together as fill it
@@ -207,15 +207,15 @@ class Field:
                     self._outputs(hidden, target.view(len(some), len(block), n_outputs))
 
     def features(self, latents: np.ndarray, points: np.ndarray, n_hidden: int) -> torch.Tensor:
-        """The raw field at some points, and the last hidden layer at the first of them.
+        """Values of the raw field at some points, and of the last hidden layer at the first ones.
 
         Parameters
         ----------
         latents : (n, zdim) float
         points : (m, 3) float32
-            As in :meth:`coefficients`; few enough for one block of activations.
+            Frequencies as in :meth:`coefficients`; few enough for one block of activations.
         n_hidden
-            Points, at most m, whose activations are returned.
+            Number of points, at most m, whose activations are returned.
 
         Returns
         -------
@@ -256,7 +256,7 @@ class Field:
     def _hidden(
         self, block: torch.Tensor, code: torch.Tensor, buffers: list[torch.Tensor]
     ) -> torch.Tensor:
-        """The last hidden layer (rows, hidden size) of first-layer parts that are added up."""
+        """The last hidden layer (rows, hidden size), from the sum of first-layer parts."""
         summed = torch.broadcast_shapes(block.shape, code.shape)
         n, (here, there) = int(np.prod(summed[:-1])), buffers
         torch.add(block, code, out=here[:n].view(summed))
@@ -277,7 +277,7 @@ class Field:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """What matrix units may do: round operands of tf32; add up in float32, always."""
+        """Context that lets matrix units round operands of tf32, and always add up in float32."""
         units = torch.backends.cuda.matmul
         names = [f"allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")]
         precision = torch.get_float32_matmul_precision()
@@ -332,9 +332,9 @@ class Field:
             self._cached = (points, rows, blocks)
 
     def block_rows(self) -> int:
-        """Points in a block: activations of about the size of a core's own cache.
+        """Number of points per block, whose activations about fill a core's own cache.
 
-        Several threads share a product, and wait for one another at its end: they get longer ones.
+        Several threads share a product and wait for one another at its end: they get longer blocks.
         """
         width = self.decoder.hidden_size
         rows = cpu_block_rows(width) if self._on_cpu else DEVICE_ACTIVATIONS // width
@@ -346,18 +346,18 @@ class Field:
         return max(LEAST_ROWS, min(rows, most))
 
     def _together(self, lattice: Lattice) -> int:
-        """Latents whose values are held at once."""
+        """Number of latents whose values are held at once."""
         if self.memory_bytes is None:
             return np.iinfo(np.int64).max
         return max(1, self.memory_bytes // 4 // (lattice.n_slots * self._exact.itemsize))
 
     def sparing(self, work: Callable[[], T]) -> T:
-        """The result of some work of this field, with less memory where there is not enough.
+        """Result of some work of this field, done again with less memory where there is not enough.
 
         Raises
         ------
         ResourceError
-            Where the least that is needed is not there.
+            Where not even the least memory that it needs is free.
         """
         while True:
             try:

@@ -16,11 +16,11 @@ def volumes_from_values(values: torch.Tensor, lattice: Lattice) -> torch.Tensor:
     values : (n, lattice.n_slots) float32 or float64
         h at the evaluation points, and the background in the last slot.
     lattice
-        Of the box wanted.
+        Lattice of the box wanted.
 
     Returns
     -------
-    (n, d, d, d) tensor of the same dtype, axes z, y, x.
+    (n, d, d, d) tensor of the values' dtype, axes z, y, x.
     """
     d = lattice.box_size
     if len(values) == 0:  # some FFT libraries refuse an empty batch
@@ -39,7 +39,7 @@ _GATHERS: dict[tuple[int, torch.device, torch.dtype], tuple[Lattice, tuple[torch
 
 
 def _gather(lattice: Lattice, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """The index maps and the sign (halved) on a device, made once for a lattice."""
+    """A lattice's index maps and halved sign on a device, made once."""
     key = (id(lattice), device, dtype)
     if key not in _GATHERS:
         parity = np.indices((2, 2, 2)).sum(0) % 2

@@ -1,4 +1,4 @@
-"""Which lattice points a decoder is evaluated at.
+"""The lattice points at which a decoder is evaluated.
 
 cryoDRGN's decoders give a volume's Hartley transform h(k) on a lattice of (D + 1)^3 points whose
 last plane along each axis is dropped before the inverse transform. A Fourier decoder is evaluated
@@ -20,7 +20,7 @@ from scapedist.errors import InputError
 
 @dataclass(frozen=True)
 class Lattice:
-    """The evaluation points of a box and the way from values to volumes.
+    """Evaluation points of a box, and where their values lie in a volume's coefficients.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Lattice:
     coordinates : (n_points, 3) float32
         Frequencies x, y, z, in cryoDRGN's unit: 0.5 is the Nyquist frequency of the full box.
     n_outputs
-        Values at a point: 2 (h(k), h(-k)) for a Fourier decoder, 1 (h(k)) for a Hartley decoder.
+        Values per point: 2 (h(k), h(-k)) for a Fourier decoder, 1 (h(k)) for a Hartley decoder.
     direct, mirror : (d, d, d // 2 + 1) int32
         Where h(k) and h(-k) of each Fourier coefficient lie in the flattened values of a volume
         (``n_points * n_outputs`` of them); the slot after the last one is the background.
@@ -51,11 +51,11 @@ class Lattice:
 
     @property
     def n_slots(self) -> int:
-        """Number of values of a volume, the background's slot included."""
+        """Number of values per volume, the background's slot included."""
         return self.n_points * self.n_outputs + 1
 
     def low_pass(self, box_size: int) -> Lattice:
-        """The same box with the points alone that a smaller box has; background elsewhere."""
+        """The lattice with only the points that a smaller box has, and background elsewhere."""
         edge = np.abs(self.coordinates).max() * (box_size / self.box_size) * (1 + 1e-6)
         if self.n_outputs == 2:
             kept = _squared_norms(self.coordinates) <= edge**2
@@ -176,7 +176,7 @@ def _keep_rule(
     edge: float,
     mask_radius: float | None,
 ) -> Callable[[int], np.ndarray]:
-    """The function of a plane's index that says which of its (d + 1)^2 points are kept."""
+    """The function from a plane's index to which of its (d + 1)^2 points are kept."""
     if kind == "fourier_sphere":
         # float32 on purpose: which points at |k| = extent are kept depends on its rounding
         def sphere(plane: int) -> np.ndarray:

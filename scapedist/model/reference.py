@@ -1,4 +1,4 @@
-"""cryoDRGN's own evaluation of a model: slow, and the outside reference for ours."""
+"""cryoDRGN's own evaluation of a model: slow, and the outside reference for scapedist's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def reference_decoder(model: Model) -> Callable[[np.ndarray, int], np.ndarray]:
     Returns
     -------
     function of (latent (zdim,), box size) -> (d, d, d) float32
-        Axes z, y, x. For abinit models the full box only, as in cryoDRGN.
+        Volume, axes z, y, x. For abinit models at the full box only, as in cryoDRGN.
     """
     import torch
     from cryodrgn.lattice import Lattice

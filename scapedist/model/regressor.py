@@ -1,4 +1,4 @@
-"""The regression network of the paper: coordinates of a volume guessed from its latent."""
+"""The regression network of the paper, which predicts a volume's coordinates from its latent."""
 
 from __future__ import annotations
 

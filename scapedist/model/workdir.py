@@ -1,4 +1,4 @@
-"""From a cryoDRGN work directory to a model: configuration, latents, pixel size, files."""
+"""Opening the model of a cryoDRGN work directory: configuration, latents, pixel size, files."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Model:
     box_size
         Voxels along an edge.
     pixel_size_angstroms
-        Of the full box, from the CTF file; None where it is unknown.
+        Pixel size in Å of the full box, from the CTF file; None where it is unknown.
     stack_indices : (n_particles,) int64 or None
         Row in the original stack of each particle, where the training used ``--ind`` and the
         file is found; without ``--ind`` the rows themselves.
     files
-        Name -> path of the files it was read from.
+        Paths of the files that the model was read from, by name.
     architecture
-        Which command trained it, encoding, domain, sizes (of the layers, once they are read).
+        Command that trained the model, encoding, domain, sizes (of the layers, once they are read).
     notes
-        What a user should know of the loading (a file not found, a size not known).
+        Remarks on the loading for the user (a file not found, a size not known).
     """
 
     config: dict[str, Any]
@@ -84,7 +84,7 @@ class Model:
         latents : (n, zdim) float
         box_size
             Voxels along an edge, even, at most the model's (default). Smaller boxes are Fourier
-            crops: the same extent in angstroms, larger pixels.
+            crops: the same extent in Å, larger pixels.
         dtype
             Precision of the evaluation: ``float32``, ``float64``, ``bfloat16``, ``float16``.
 
@@ -100,7 +100,7 @@ class Model:
         return volumes.float().numpy()
 
     def posterior_variance(self) -> np.ndarray:
-        """``latent_variance``, or an InputError where the model has none."""
+        """The latents' posterior variances; an InputError where the model has none."""
         if self.latent_variance is None:
             raise InputError(
                 "Error bars come from the latents' posterior variance. This model has none (its z "
@@ -122,9 +122,9 @@ def open_model(workdir: str | Path, epoch: int, check_weights: bool = True) -> M
         Directory with ``config.yaml`` (or an old ``config.pkl``), ``weights.N.pkl``, ``z.N.pkl``
         of cryoDRGN's ``train_vae``, ``train_dec`` or ``abinit``.
     epoch
-        N; -1 for ``weights.pkl`` and ``z.pkl``.
+        Epoch N; -1 for ``weights.pkl`` and ``z.pkl``.
     check_weights
-        Read the weights now (default), or when the decoder is first asked for.
+        Whether to read the weights now (default), or when the decoder is first asked for.
 
     Raises
     ------
@@ -202,7 +202,7 @@ def _find_files(workdir: Path, epoch: int) -> dict[str, Path]:
 
 
 class _ConfigLoader(yaml.SafeLoader):
-    """Plain YAML, with Python tuples read as lists (older configurations have them)."""
+    """Loader of plain YAML that reads Python tuples, which older configurations have, as lists."""
 
 
 def _read_tuple(loader: _ConfigLoader, node: yaml.SequenceNode) -> list[Any]:
@@ -236,7 +236,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _describe(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Which command trained a model, its encoding, domain and sizes, from its configuration."""
+    """Command that trained a model, its encoding, domain and sizes, from its configuration."""
     arguments = config["model_args"]
     if "data_norm_mean" in config:
         command = "abinit"
@@ -295,7 +295,7 @@ def _read_latents(path: Path, zdim: int, command: str) -> tuple[np.ndarray, np.n
 
 
 def _locate(name: object, workdir: Path) -> Path | None:
-    """A file that the configuration names, where it was or beside the configuration."""
+    """Path of a file that the configuration names: where it was, or beside the configuration."""
     if not isinstance(name, str):
         return None
     candidates = (Path(name), workdir / name, workdir.parent / name, workdir / Path(name).name)
@@ -305,7 +305,7 @@ def _locate(name: object, workdir: Path) -> Path | None:
 def _read_pixel_size(
     name: object, workdir: Path, box_size: int, files: dict[str, Path], notes: list[str]
 ) -> float | None:
-    """Angstroms a voxel of the full box, from the CTF file's first two columns (D, A/px)."""
+    """Å per voxel of the full box, from the CTF file's first two columns (D, Å per pixel)."""
     path = _locate(name, workdir)
     if path is None:
         reason = "the training had no CTF file" if name is None else f"{name} is not found"

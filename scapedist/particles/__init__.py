@@ -1,1 +1,1 @@
-"""Every particle of the data: exact, reduced, guessed, placed, missed, compared."""
+"""Stages of all particles: exact and approximate embeddings, placing, missed ones, comparison."""

@@ -1,4 +1,4 @@
-"""Every particle's coordinates: exactly, from a few points of its field, or guessed by an MLP."""
+"""Embedding all particles: exactly, from a few points of their field, or by the paper's MLP."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from scapedist.stages.stored_rows import sketch_voxels
 from scapedist.store import Begin, RowFile
 
 FEW_PARTICLES = 2000
-"""So many are decoded all by the whole job, unless another method is asked for."""
+"""Most particles that ``analyze`` embeds exactly unless another method is asked for."""
 MLP_VARIANTS = {"paper": (50, 1e-3), "cryodrgn": (200, 1e-4)}
-"""Epochs and learning rate."""
+"""Epochs and learning rate of each variant of the MLP."""
 
 
 def embedding_of(
     method: str | None, n_particles: int, error_bars: bool, clip_negative: bool
 ) -> str:
-    """How all particles are put on the components: as asked, or as it is done for so many."""
+    """The method that embeds all particles: the one asked for, or the usual one."""
     if method is not None:
         return method
     if clip_negative:
@@ -36,7 +36,7 @@ def embedding_of(
 
 
 def embed_method(settings: EmbedSettings) -> str:
-    """The name under which a method's results lie."""
+    """The name under which a method's results are stored."""
     return settings.method if settings.box_size is None else f"exact_{settings.box_size}"
 
 
@@ -99,7 +99,7 @@ def _decode_all(
 def _embed_low_pass(
     embedder: Embedder, settings: EmbedSettings, components: int, begin: Begin
 ) -> dict[str, Any]:
-    """Exactly, but from the frequencies of a smaller box; the mean of what these miss is added."""
+    """Embed from a smaller box's frequencies, adding the mean of what these miss."""
     store, source = embedder.store, embedder.projection.source
     box = settings.box_size
     assert box is not None
@@ -137,7 +137,7 @@ def _embed_low_pass(
 def _embed_mlp(
     embedder: Embedder, settings: EmbedSettings, components: int, begin: Begin
 ) -> dict[str, Any]:
-    """Train on the reduced map's volumes, or on the sketch where there is no map."""
+    """Embed by an MLP trained on the reduced map's volumes, or on the sketch without a map."""
     store = embedder.store
     if "embedding/map" in store.beside:
         particles = store.read("embedding/map/training_particle")

@@ -1,4 +1,4 @@
-"""Particles by their own volumes, exactly: what every embedding builds on and is checked by."""
+"""Embedding particles exactly, by their own volumes; all embeddings build on it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from scapedist.model.workdir import Model
 
 WRITE_ROWS = 8192
-"""Particles of a chunk."""
+"""Number of particles per chunk of an embedding's arrays."""
 
 
 def _make_frame(projection: Projection) -> Frame:
-    """The components where they are used."""
+    """The components of a projection on its device."""
     mean = projection.reader.read("components/mean")
     if projection.low_pass is not None:
         mean = mean - projection.reader.read("embedding/low_pass/shift")
@@ -50,7 +50,8 @@ def exact_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     Returns
     -------
     (b, r + 1) float32
-        Coordinates, and the squared norm that they miss of the masked voxels minus their mean.
+        Coordinates, and as residual the squared norm that they miss of the masked voxels minus
+        their mean.
 
     Raises
     ------
@@ -67,18 +68,18 @@ def exact_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
 
 
 class Embedder:
-    """A run that is embedded: its components, its workers, and what is known exactly.
+    """Embeds the particles of a run, and keeps the rows that it computed exactly.
 
     Parameters
     ----------
     store
-        With components.
+        Store of a run with components.
     model
-        Decodes the particles.
+        Model that decodes the particles.
     workers
-        Where to compute.
+        Workers to compute on.
     progress
-        Told how many particles are done.
+        Called with how many particles are done.
     """
 
     def __init__(self, store: RunStore, model: Model, workers: Workers, progress: Progress) -> None:
@@ -121,7 +122,7 @@ class Embedder:
         self._exact: RowFile | None = None
 
     def variant(self, **changes: Any) -> Projection:
-        """The projection with something changed; what workers keep of it is its own."""
+        """The projection with some fields changed, and a token of its own."""
         return dataclasses.replace(self.projection, token=uuid4().hex, **changes)
 
     # -- exactly decoded particles
@@ -141,7 +142,7 @@ class Embedder:
         return rows[:, :-1], rows[:, -1]
 
     def exact_seconds_a_particle(self) -> float:
-        """What decoding and projecting a particle takes a worker, measured now."""
+        """Seconds per particle to decode and project on one worker, measured now."""
         n = min(len(self.latents), 4 * self.batch_size * self.workers.n_workers)
         tasks = [self.latents[a:b] for a, b in batches(n, self.batch_size)]
         for _ in range(2):  # the first time a worker reads what it needs
@@ -151,7 +152,7 @@ class Embedder:
         return (time.perf_counter() - started) * self.workers.n_workers / n
 
     def exact_file(self) -> RowFile:
-        """Rows of coordinates and residual of every particle that was decoded."""
+        """File of the coordinates and residual of every particle that was decoded."""
         if self._exact is None:
             path = self.directory / "embedding.exact.rows"
             self._exact = RowFile(path, self.fingerprint("exact"), self.r + 1)
@@ -201,7 +202,7 @@ class Embedder:
             self.progress(what, done, len(particles))
 
     def fingerprint(self, *parts: Any) -> str:
-        """Of results that build on these components."""
+        """Fingerprint of results that build on these components."""
         text = json.dumps([self.base, *parts], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The reduced map of a run: which points, learnt from which volumes, how good it is."""
+"""Building the reduced map of a run: its points, its training volumes and its errors."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
     pass
 
 SKETCH_ROWS = 1000
-"""Sketch volumes that a map is trained with, at most, spread over the sketch."""
+"""Most sketch volumes that a map is trained with, spread over the sketch."""
 HELD_OUT = 100
-"""Random particles, decoded exactly, that a map is judged by."""
+"""Number of random, exactly decoded particles that a map is judged by."""
 FURTHER = (400, 800, 1600)
-"""Further volumes that a map is trained with, until it reaches its tolerance."""
+"""Numbers of further training volumes, tried until a map reaches its tolerance."""
 POINTS = (100, 200, 400, 800, 1600)
-"""Points of a map, until it reaches its tolerance."""
+"""Numbers of points, tried until a map reaches its tolerance."""
 CANDIDATES, ENERGY_VOLUMES = 8192, 32
 HIDDEN_FEATURES = 2**18
-"""Hidden activations that are features, at most; the field is, at every point."""
+"""Most hidden activations that are features; the field is one at every point."""
 HIDDEN_SHARE = 5.0
-"""Weight of the hidden layer's part of the kernel, next to the field's."""
+"""Weight of the hidden layer's part of the kernel, relative to the field's."""
 EXACT_BYTES = 8 * 2**20
-"""Features in float64 that are added up at once."""
+"""Bytes of features in float64 that are added up at once."""
 BLOCK_BYTES = {"cpu": 64 * 2**20, "cuda": 4 * 2**30}
-"""Features of all training volumes at the points of a block."""
+"""Bytes of all training volumes' features at the points of a block."""
 EXACT_ABOVE = 4.0
-"""A particle is decoded exactly where its expected error is this many tolerances."""
+"""Multiple of the tolerance from which a particle's expected error has it decoded exactly."""
 MOST_EXACT = 0.02
-"""Fraction of particles that may be decoded exactly for a map to count as good enough."""
+"""Largest fraction of exactly decoded particles with which a map counts as good enough."""
 
 
 @dataclass(frozen=True)
 class _Known:
-    """Particles whose volumes are known: sketch, further ones, held-out ones, in this order.
+    """Particles of known coordinates: sketch, further ones, held-out ones, in this order.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class _Known:
     coordinates : (n + k, r) float64
     residual : (n + k,) float64
     n, n_sketch
-        How many a map is trained with, and how many of these are of the sketch.
+        Number of particles that a map is trained with, and of those among them in the sketch.
     """
 
     particle: np.ndarray
@@ -72,7 +72,7 @@ class _Known:
 
     @property
     def total(self) -> float:
-        """Total standard deviation of the landscape, by the held-out particles."""
+        """Total standard deviation of the held-out particles' coordinates."""
         return total_deviation(self.held)
 
 
@@ -82,7 +82,7 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
     Returns
     -------
     dict
-        Its record: points, training volumes, errors on held-out particles, seconds.
+        Record of the map: points, training volumes, errors on held-out particles, seconds.
     """
     started = time.perf_counter()
     store, n = embedder.store, len(embedder.latents)
@@ -102,7 +102,7 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
     coordinates = store.read("sketch/coordinates")[taught]
     residual = store.read("sketch/residual")[taught]
     points = _points(embedder, sketch, settings.seed)
-    # a map that costs more than it saves is none
+    # a map must not cost more than it saves
     most = max(min(FURTHER[0] // 4, len(others) - n_held), (len(others) - n_held) // 25)
     further = maths.spread_rows(
         embedder.latents, np.concatenate([sketch, held]), min(most, FURTHER[-1]), settings.seed
@@ -142,7 +142,7 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
 
 
 def _points(embedder: Embedder, sketch: np.ndarray, seed: int) -> np.ndarray:
-    """Points of the lattice in the order in which maps take them, (m, 3) float32."""
+    """Lattice points (m, 3) float32 in the order in which maps take them."""
     source = embedder.projection.source
     lattice = source.decoder.lattice(source.box_size)
     candidates = lattice.coordinates[maths.draw_candidates(lattice.coordinates, CANDIDATES, seed)]
@@ -160,7 +160,7 @@ def _points(embedder: Embedder, sketch: np.ndarray, seed: int) -> np.ndarray:
 def _spans(
     embedder: Embedder, start: int, stop: int, n_latents: int
 ) -> list[tuple[int, int, bool]]:
-    """Blocks of points whose features fit the memory, hidden activations with the first ones."""
+    """Blocks (start, stop, with hidden activations) of points whose features fit the memory."""
     decoder = embedder.projection.source.decoder
     with_hidden = _n_hidden(decoder.hidden_size)
     size = max(
@@ -177,7 +177,7 @@ def _n_hidden(hidden_size: int) -> int:
 
 
 def _fit(embedder: Embedder, known: _Known, points: np.ndarray, tolerance: float) -> dict[str, Any]:
-    """Add points to the kernel until the map reaches the tolerance; the last that paid is kept."""
+    """Fit maps of more and more points until one reaches the tolerance; keep the best."""
     n, n_all = known.n, len(known.particle)
     training = Training(embedder.projection, embedder.latents[known.particle], n, points)
     kernels = [np.zeros((n_all, n)), np.zeros((n_all, n))]
@@ -212,7 +212,7 @@ def _fit(embedder: Embedder, known: _Known, points: np.ndarray, tolerance: float
 def _judge(
     values: np.ndarray, known: _Known, predicted: np.ndarray, tolerance: float
 ) -> dict[str, Any]:
-    """A map's errors on the held-out particles, those that it would have decoded left out.
+    """Errors of a map on the held-out particles, without those that it would decode exactly.
 
     Parameters
     ----------
@@ -224,8 +224,8 @@ def _judge(
     tolerance
     """
     n, n_sketch, error = known.n, known.n_sketch, predicted - known.held
-    # what the components miss is told by the sketch alone, whose remainder they are blind to; where
-    # the map is at a loss by all that it was trained with
+    # the sketch's model tells what the components miss, which are blind to the sketch's remainder;
+    # the model of all training volumes tells where the map is at a loss
     of_sketch = maths.FieldModel.fit(known.coordinates[:n_sketch], values[:n_sketch])
     of_training = maths.FieldModel.fit(known.coordinates[:n], values[:n])
     to_training = of_training.misfit(predicted, values[n:])
@@ -295,12 +295,12 @@ def _write_map(
 
 
 def map_fingerprint(embedder: Embedder, settings: EmbedSettings) -> str:
-    """Of all that a reduced map depends on."""
+    """Fingerprint of all that a reduced map depends on."""
     return embedder.fingerprint("map", settings.tolerance, settings.seed)
 
 
 def ensure_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
-    """The record of the run's map, built where there is none of these settings."""
+    """The record of the run's map; it is built where there is none of these settings."""
     if embedder.fitted.clip_negative:
         raise InputError(NOT_WHERE_CLIPPED)
     fingerprint = map_fingerprint(embedder, settings)
@@ -325,12 +325,12 @@ class Training:
     ----------
     projection
     latents : (n + k, zdim) float32
-        n to train with, then k held out.
+        Latents of the n particles to train with, then of the k held out.
     n
-        How many are trained with.
+        Number of particles to train with.
     points : (m, 3) float32
     weights : (n, r) float64 or None
-        The regression's, once they are known.
+        Weights of the regression, once they are known.
     scales
         Factors of the field's and of the hidden layer's part of the kernel.
     """
@@ -343,7 +343,7 @@ class Training:
     scales: tuple[float, float] = (1.0, 1.0)
 
     def features(self, start: int, stop: int, hidden: bool) -> tuple[Any, Any, int]:
-        """Centered features (n + k, q) of points start..stop, their mean, and the field's share."""
+        """Centered features (n + k, q) of some points, their mean, the number of field values."""
         import torch
 
         field = field_of(self.projection.source)
@@ -356,14 +356,14 @@ class Training:
 
 
 def _exactly(rows: Any) -> Iterator[Any]:
-    """Columns of features (n, q) in float64, a few at a time: a block of them is large."""
+    """Yield columns of features (n, q) in float64, a few at a time, as a whole block is large."""
     size = max(1, EXACT_BYTES // (8 * len(rows)))
     for start, stop in batches(rows.shape[1], size):
         yield rows[:, start:stop].double()
 
 
 def energy_of(projection: Projection, latents: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Variance (m,) float64 of the field at points (m, 3) over latents, outputs added up."""
+    """Variance (m,) float64 of the field over latents at points (m, 3), summed over outputs."""
     field = field_of(projection.source)
     values = field.coefficients(latents, points).double()
     return (values - values.mean(0)).square().sum((0, 2)).cpu().numpy()
@@ -372,7 +372,7 @@ def energy_of(projection: Projection, latents: np.ndarray, points: np.ndarray) -
 def kernel_block(
     training: Training, task: tuple[int, int, bool]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What some points add to the kernel, and the field there.
+    """Parts of the kernel from some points, and the field there.
 
     Returns
     -------
@@ -391,7 +391,7 @@ def kernel_block(
 
 
 def readout_block(training: Training, task: tuple[int, int, bool]) -> dict[str, np.ndarray]:
-    """The part of the map that some points make."""
+    """Feature means and readout of the map at some points."""
     import torch
 
     rows, mean, n_values = training.features(*task)

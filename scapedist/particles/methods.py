@@ -1,4 +1,4 @@
-"""All embeddings of a run, side by side against exact decoding."""
+"""Comparing all embeddings of a run with exact decoding."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from scapedist.particles.place import SketchVolumes
 from scapedist.store import RunStore, embeddings, read_rows
 
 CHECKED_PARTICLES = 100
-"""Random particles that the whole job checks an approximate embedding on."""
+"""Number of random particles on which ``analyze`` checks an approximate embedding."""
 MOST_ROWS = 2000
-"""Particles that neighbours are compared among, at most."""
+"""Most particles among which neighbours are compared."""
 
 
 def compare_methods(embedder: Embedder, n_sample: int | None, seed: int) -> dict[str, Any]:
-    """Compare, and write ``crosscheck/``: the sample, its exact coordinates, and errors.
+    """Compare the embeddings and write ``crosscheck/``: sample, exact coordinates and errors.
 
     Parameters
     ----------
     embedder
     n_sample
-        Particles to compare on; None for all, once these are embedded exactly. Particles that a
-        map was trained with or judged by are left out.
+        Number of particles to compare on; None for all, once these are embedded exactly.
+        Particles that a map was trained with or judged by are left out.
     seed
-        Of the sample.
+        Seed of the sample.
     """
     store, n = embedder.store, len(embedder.latents)
     methods = [name for name in embeddings(store.beside) if name != "exact"]
@@ -95,7 +95,7 @@ def _states(
     exact: tuple[np.ndarray, np.ndarray],
     error: np.ndarray,
 ) -> dict[str, Any]:
-    """How many particles change their state, and the errors within each."""
+    """Fraction of particles whose state changes, and the errors within each state."""
     sketch = SketchVolumes(store, exact[0].shape[1])
     states = [placing.place(sketch.squared_distances(*each), labels)[0] for each in (found, exact)]
     return {
@@ -105,7 +105,7 @@ def _states(
 
 
 def _cost(store: RunStore, method: str) -> dict[str, Any]:
-    """What a method took, from its record."""
+    """Cost of a method, from its record."""
     results = store.beside[f"embedding/{method}"]["results"]
     cost = {"seconds_a_particle": results["seconds_a_particle"]}
     for name in ("setup_seconds", "exact_seconds", "decoded_exactly", "relative_error"):

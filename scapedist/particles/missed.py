@@ -1,4 +1,4 @@
-"""Particles that no sketch volume represents, their groups, and the axes of all particles."""
+"""Finding particles that no sketch volume represents, their groups, and all particles' axes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from scapedist.stages.decoded_rows import masked_batch, whole_volumes
 from scapedist.store import read_rows
 
 REPRESENTATIVES = 24
-"""Missed particles that are decoded to tell groups of them apart."""
+"""Number of missed particles that are decoded to tell their groups apart."""
 
 
 def find_missed(embedder: Embedder, method: str) -> dict[str, Any]:
-    """Where particles lie among the sketch volumes, and those that none of these represents.
+    """Find where particles lie among the sketch volumes, and those that none represents.
 
-    Writes ``missed/``: of every particle the nearest sketch volume, the distance to it and to the
-    volume of its own group; of the missed ones particle, distance and group; of each group its
-    medoid and that one's volume, also as ``maps/missed/group_NN.mrc``. And ``axes/``: principal
-    axes of all particles.
+    Writes ``missed/``: for every particle the nearest sketch volume, the distance to it and to the
+    volume of its own group; for each missed one the particle and its group; for each group its
+    medoid and the medoid's volume, also as ``maps/missed/group_NN.mrc``. Writes ``axes/``: the
+    principal axes of all particles.
     """
     store = embedder.store
     embedded, assignment = Embedded(store, method), store.read("sketch/assignment")
@@ -87,7 +87,7 @@ def find_missed(embedder: Embedder, method: str) -> dict[str, Any]:
 def _groups(
     embedder: Embedder, embedded: Embedded, rows: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Groups (m,) of missed particles (m,), largest first; medoids; who was decoded to tell."""
+    """Groups (m,) of missed particles (m,), largest first; medoids; the particles decoded."""
     if not len(rows):
         return np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64)
     coordinates = read_rows(embedded.array, rows).astype(np.float64)
@@ -105,7 +105,7 @@ def _groups(
 
 
 def _linked(embedder: Embedder, particles: np.ndarray, threshold: float) -> np.ndarray:
-    """Groups (m,) of particles by their decoded volumes: linked on average below a distance."""
+    """Groups (m,) of particles by average linkage of their decoded volumes, cut at a distance."""
     if len(particles) == 1:
         return np.zeros(1, np.int32)
     spans = batches(len(particles), embedder.batch_size)

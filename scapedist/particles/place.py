@@ -1,4 +1,4 @@
-"""Particles among the sketch volumes: the state of each by its own volume, and its margin."""
+"""Placing particles among the sketch volumes: the state of each by its own volume, its margin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scapedist.store import RunStore, embeddings, read_rows
 
 
 def placed_by(store: RunStore) -> str:
-    """The embedding that particles are placed by, the most exact one.
+    """The most exact embedding of a run, by which particles are placed.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def placed_by(store: RunStore) -> str:
 
 
 class SketchVolumes:
-    """The sketch volumes on the first components, and what these miss of them."""
+    """Coordinates of the sketch volumes on the first components, and their residuals."""
 
     def __init__(self, store: RunStore, n_components: int) -> None:
         coordinates = store.read("sketch/coordinates")
@@ -41,7 +41,7 @@ class SketchVolumes:
         self.residual = store.read("sketch/residual") + beyond
 
     def squared_distances(self, coordinates: np.ndarray, residual: np.ndarray) -> np.ndarray:
-        """Of particles (n, r), (n,) and the sketch volumes, (n, m) float64."""
+        """Squared distances (n, m) float64 of particles to the sketch volumes."""
         return maths.squared_distances(coordinates, residual, self.coordinates, self.residual)
 
 
@@ -55,7 +55,7 @@ class Embedded:
         self._sketch = SketchVolumes(store, self.r)
 
     def blocks(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """start, stop, coordinates of particles, squared distances to the sketch volumes."""
+        """Yield start, stop, coordinates, squared distances to the sketch volumes, by blocks."""
         rows = max(1, min(WRITE_ROWS, 2**26 // (8 * len(self._sketch.coordinates))))
         for start, stop in batches(self.n, rows):
             block = read_rows(self.array, slice(start, stop)).astype(np.float64)
@@ -68,8 +68,8 @@ def place_particles(
 ) -> dict[str, Any]:
     """Write ``particles/`` from an embedding, and lists of the particles of each state.
 
-    Where there are error bars, ``within_posterior`` marks particles whose latent's uncertainty
-    alone may move their volume into another state.
+    With error bars, ``within_posterior`` marks particles whose latent's uncertainty alone may
+    move their volume into another state.
     """
     embedded = Embedded(store, method)
     labels, assignment = store.read("states/label"), store.read("sketch/assignment")

@@ -1,4 +1,4 @@
-"""All particles together: their principal axes, groups and densities, from their coordinates."""
+"""Finding principal axes, groups and densities of all particles from their coordinates."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from scapedist.stages.decoded_rows import whole_volumes
 from scapedist.store import Begin, Reader
 
 BLOCK_ROWS = 65_536
-"""Particles of a block."""
+"""Number of particles per block."""
 FEW_NUMBERS = 5e7
 """Below this many coordinates, work in this process."""
 
 
 @dataclass(frozen=True)
 class StoredCoordinates:
-    """Coordinates of an embedding, read where it is called.
+    """Reads the coordinates of an embedding in the process that calls it.
 
     Attributes
     ----------
     reader
-        Of the run.
+        Reader of the run.
     method
-        The embedding.
+        Name of the embedding.
     """
 
     reader: Reader
     method: str
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
-        """Coordinates (stop - start, r) float32."""
+        """Coordinates (stop - start, r) float32 of particles start..stop."""
         return self.reader.read(f"embedding/{self.method}/coordinates", slice(start, stop))
 
 
 def find_population(
     embedder: Embedder, method: str, settings: PopulationSettings, begin: Begin
 ) -> dict[str, Any]:
-    """Write ``population/`` and maps of its groups' particles."""
+    """Write ``population/``, and maps of the particles nearest to its groups' centers."""
     store, workers = embedder.store, embedder.workers
     n, r = store.array(f"embedding/{method}/coordinates").shape
     read = StoredCoordinates(store.reader, method)

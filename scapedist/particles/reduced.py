@@ -1,4 +1,4 @@
-"""Particles from a few points of their field: the reduced map where it is used, and error bars."""
+"""Embedding particles from a few points of their field by the reduced map, and error bars."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import torch
 
 REDUCED_ROWS = {"cpu": 512, "cuda": 4096}
-"""Particles of a batch of the reduced embedding."""
+"""Number of particles per batch of the reduced embedding."""
 POSTERIOR_ROWS = {"cpu": 64, "cuda": 512}
-"""Particles of a batch of error bars."""
+"""Number of particles per batch of error bars."""
 COVARIANCE_COMPONENTS = 10
-"""Leading coordinates whose posterior covariance is computed."""
+"""Number of leading coordinates whose posterior covariance is computed."""
 
 
 def _read_map(projection: Projection) -> ReducedMap:
@@ -77,16 +77,16 @@ def reduced_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
 
 
 Posterior = tuple[np.ndarray, np.ndarray, int]
-"""Latent means and standard deviations, both (b, zdim) float32, and how many components, k."""
+"""Latent means and standard deviations, both (b, zdim) float32, and the number k of components."""
 
 
 def posterior_batch(projection: Projection, task: Posterior) -> np.ndarray:
-    """Covariance (b, k, k) of the leading coordinates of uncertain latents, by the reduced map."""
+    """Covariance (b, k, k) of uncertain latents' leading coordinates, by the reduced map."""
     return covariance_of(partial(reduced_batch, projection), *task)
 
 
 def exact_posterior(projection: Projection, task: Posterior) -> np.ndarray:
-    """The same by exact decoding."""
+    """Covariance (b, k, k) of uncertain latents' leading coordinates, by exact decoding."""
     return covariance_of(partial(exact_batch, projection), *task)
 
 
@@ -118,7 +118,7 @@ def embed_reduced(
     strict: bool,
     begin: Begin,
 ) -> dict[str, Any]:
-    """Embed all particles by the reduced map, those that it is unsure of exactly."""
+    """Embed all particles by the reduced map, but exactly those that it is unsure of."""
     rules = ensure_map(embedder, settings)
     if not rules["reached"] and strict:
         exact = rules["fraction_exact_expected"]

@@ -1,1 +1,1 @@
-"""What a person takes away from a run: maps, particle lists, plots and the report."""
+"""The report of a run: its pages, plots and pictures."""

@@ -1,4 +1,4 @@
-"""The report's section on all particles: where they lie, in which state, how sure that is."""
+"""The report's section on all particles: where they lie, and in which state with what margin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scapedist.store import embeddings
 MAX_AXES = 6
 BINS = 72
 KEPT = (0.0005, 0.9995)
-"""Quantiles of each component that the maps reach to; outliers would empty them."""
+"""Quantiles of each component between which the maps lie; outliers would empty them."""
 MAX_GROUPS = 8
 _WORDS = {
     "exact": "decoding each",
@@ -90,7 +90,7 @@ def _introduction(digest: Digest, method: str, n: int) -> str:
 
 
 def _layers(digest: Digest, method: str) -> dict[str, NDArray]:
-    """What a bin of the map can show the mean of, by name; (n_particles,) each."""
+    """The values (n_particles,), by name, whose mean a bin of the map can show."""
     layers: dict[str, NDArray] = {"state": digest.array("particles/state")[...]}
     layers["margin of the state"] = digest.array("particles/margin")[...]
     residual = digest.array(f"embedding/{method}/residual")[...]
@@ -106,13 +106,13 @@ def _layers(digest: Digest, method: str) -> dict[str, NDArray]:
 def landscape_maps(
     points: NDArray, layers: Mapping[str, NDArray], n_states: int
 ) -> dict[tuple[int, int], dict[str, Any]]:
-    """Histograms of all particles over each pair of components.
+    """Binned maps of all particles over each pair of components.
 
     Parameters
     ----------
     points : (n, k) float
     layers
-        Name -> (n,) values: the most frequent one of ``state``, the mean of all others.
+        Values (n,) by name; a bin has the most frequent value of ``state``, the mean of others.
     n_states
 
     Returns
@@ -159,7 +159,7 @@ def _interactive(
     layers: Mapping[str, NDArray],
     n_axes: int,
 ) -> Html:
-    """The maps with a choice of two components and of what is shown."""
+    """Show the maps with a choice of two components and of the layer."""
     styles = []
     most = max(float(np.nanmax(m["layers"]["particles"])) for m in maps.values())
     decades = np.arange(int(np.log10(max(most, 1))) + 1)
@@ -273,7 +273,7 @@ def _missed(digest: Digest) -> list[object]:
 
 
 def _axes(digest: Digest) -> list[object]:
-    """Components of the sketch against those of all particles, and against the latents' noise."""
+    """Compare the sketch's components with those of all particles and with the latents' noise."""
     variance, angle = digest.array("axes/variance"), digest.array("axes/angle_degrees")
     if variance is None:
         return []
@@ -312,7 +312,7 @@ def _axes(digest: Digest) -> list[object]:
 
 
 def _together(digest: Digest, results: Mapping[str, Any], drawn: Plots) -> list[object]:
-    """Densities of all particles on their principal axes, and their k-means groups."""
+    """Show the densities of all particles on their principal axes, and their k-means groups."""
     variance = digest.array("population/axes/variance")[...]
     vectors, mean = (digest.array(f"population/axes/{name}")[...] for name in ("vectors", "mean"))
     pairs, edges = (digest.array(f"population/density_{name}")[...] for name in ("axes", "edges"))

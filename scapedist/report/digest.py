@@ -1,4 +1,4 @@
-"""What the report shows of a run, read from its Zarr group: small arrays, pictures of volumes."""
+"""Reading what the report shows of a run: small arrays and pictures of volumes."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ _NEEDED = (
     "states/medoid",
     "states/mean",
 )
-"""Arrays without which there is no report, in the order of the stages."""
+"""Names of the arrays that the report needs, in the order of the stages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Digest:
-    """What a report needs of a run; d is the volumes' box, s the side of a picture.
+    """Data of a run that the report shows; d is the volumes' box, s the side of a picture.
 
     Attributes
     ----------
     group
-        The run, for what is read when it is shown.
+        The run's Zarr group, for what is read when it is shown.
     source, stages, beside
-        The run's record.
+        Records of the run.
     particle, occupancy, label
-        (n,) of each sketch volume: the particle, how many it stands for, its state or -1.
+        (n,) particle of each sketch volume, number of particles it stands for, its state or -1.
     assignment
-        (n_particles,) each particle's sketch volume or -1.
+        (n_particles,) sketch volume of each particle, or -1.
     coordinates, variance_ratio
-        (n, r) and (r,).
+        (n, r) coordinates of the sketch volumes; (r,) shares of the variance.
     n_volumes, n_particles, medoid
-        (M,) of each state.
+        (M,) numbers of volumes and of particles of each state, and its medoid.
     mask
-        (d, d, d).
+        (d, d, d) weights.
     view
-        What pictures show: the mask's surroundings.
+        View that pictures show: the mask's surroundings.
     projections, slices
-        (M, 3, s, s) of the states' mean volumes, along and across z, y, x.
+        (M, 3, s, s) projections along, and slices across, z, y, x of the states' mean volumes.
     mean_slices
-        (3, d', d') of the mean over all particles that have a state, the whole box.
+        (3, d', d') slices of the whole box of the mean over all particles that have a state.
     """
 
     group: zarr.Group
@@ -93,31 +93,31 @@ class Digest:
 
     @property
     def n_states(self) -> int:
-        """How many states there are."""
+        """Number of states."""
         return len(self.n_volumes)
 
     @property
     def pixel_size_angstroms(self) -> float | None:
-        """None where it is unknown."""
+        """Edge of the volumes' voxels in Å; None where it is unknown."""
         return self.source.get("pixel_size_angstroms") or None
 
     @functools.cached_property
     def inside(self) -> Mask:
-        """The mask's voxels."""
+        """The mask that takes volumes to the voxels above 0."""
         return Mask.of(self.mask)
 
     @property
     def whole_box(self) -> View:
-        """The view of everything, with the same slices as ``view``."""
+        """View of the whole box, with the slices of ``view``."""
         return View((0, 0, 0), self.mask.shape[0], self.view.centre)
 
     @property
     def particle_label(self) -> NDArray:
-        """(n_particles,) the state of each particle's sketch volume, -1 for none."""
+        """State (n_particles,) of each particle's sketch volume, -1 for none."""
         return np.where(self.assignment >= 0, self.label[self.assignment], -1)
 
     def array(self, name: str) -> Any:
-        """Give an array as it lies in the store, or None where the run has none."""
+        """Give an array of the store, or None where the run has none of that name."""
         return self.group[name] if name in self.group else None
 
 
@@ -185,15 +185,15 @@ class Traversal:
     position
         (m,) coordinates on the component.
     volume
-        (m,) the nearest sketch volumes.
+        (m,) sketch volumes nearest to these positions.
     direction
-        Name of the kind ("projections", "slices") to 0, 1, 2 for z, y, x.
+        Direction of each kind ("projections", "slices"): 0, 1, 2 for z, y, x.
     component
-        Kind to (s, s): the component itself.
+        Picture (s, s) of the component itself, by kind.
     synthetic
-        Kind to (m, s, s): mean + coordinate x component.
+        Pictures (m, s, s) of mean + coordinate x component, by kind.
     real
-        Kind to (m, s, s): the sketch volumes, in the mask.
+        Pictures (m, s, s) of the sketch volumes in the mask, by kind.
     """
 
     position: NDArray
@@ -207,7 +207,7 @@ class Traversal:
 def read_traversals(digest: Digest, max_components: int, max_points: int) -> list[Traversal]:
     """Make the pictures of the first components' traversals.
 
-    Pictures are linear in the volume: two volumes a component are made for all its points.
+    Pictures are linear in the volume: two volumes per component serve all its points.
     """
     positions = digest.array("components/traversal_position")
     volumes = digest.array("components/traversal_volume")
@@ -276,11 +276,11 @@ def sample_of_states(labels: NDArray, n_max: int, n_least: int, seed: int) -> ND
     labels
         (n,) states, -1 for none.
     n_max
-        How many rows are drawn from all alike.
+        Number of rows drawn from all alike.
     n_least
-        How many a state has at least, where it has so many.
+        Smallest number of rows of a state that has as many.
     seed
-        The same seed draws the same rows.
+        Seed of the drawing.
 
     Returns
     -------
@@ -304,16 +304,16 @@ def principal_axes(latents: NDArray) -> tuple[NDArray, NDArray, NDArray]:
     Parameters
     ----------
     latents
-        (n_particles, zdim).
+        (n_particles, zdim) latents.
 
     Returns
     -------
     mean : numpy.ndarray
-        (zdim,).
+        (zdim,) mean of the latents.
     axes : numpy.ndarray
-        (zdim, zdim), one axis a column, widest first; its largest entry is positive.
+        (zdim, zdim), one axis per column, widest first; its largest entry is positive.
     share : numpy.ndarray
-        (zdim,) of the variance.
+        (zdim,) share of the variance along each axis.
     """
     mean = latents.mean(0, dtype=np.float64)
     centred = latents - mean.astype(latents.dtype)

@@ -16,7 +16,7 @@ from scapedist.report.plots import component_name, percent
 MAX_TRAVERSALS = 5
 MAX_TRAVERSAL_POINTS = 10
 STATES_A_ROW = 10
-FEW_VOLUMES = 5  # states of so few set no scale
+FEW_VOLUMES = 5  # states of at most this many set no scale
 
 Plots = dict[str, bytes]  # file name to PNG
 
@@ -38,7 +38,7 @@ def thumbnails(digest: Digest) -> list[Html]:
 
 
 def _scale_states(digest: Digest) -> NDArray:
-    """Choose which states set the scale of pictures: (M,) bool. Lone volumes are often extreme."""
+    """Choose the states (M,) bool that set pictures' scale, as lone volumes are often extreme."""
     many = digest.n_volumes > FEW_VOLUMES
     return many if many.any() else np.ones_like(many)
 
@@ -84,7 +84,7 @@ def state_maps(digest: Digest, drawn: Plots) -> Html:
 
 
 def _state_strips(digest: Digest, pictures: NDArray, words: str) -> list[Strip]:
-    """Lay the (M, 3, s, s, 3) pictures out: a column a state, a row a direction."""
+    """Lay the (M, 3, s, s, 3) pictures out: one column per state, one row per direction."""
     strips = []
     for start in range(0, digest.n_states, STATES_A_ROW):
         states = range(start, min(start + STATES_A_ROW, digest.n_states))
@@ -164,7 +164,7 @@ def _numbers(values: NDArray) -> list[str]:
 
 
 def mask(digest: Digest, drawn: Plots) -> Html:
-    """Show the mask on the mean density, what claimed it, and its weights where they vary."""
+    """Show the mask on the mean density, the share of volumes that claim it, and soft weights."""
     box = digest.whole_box
     bar = images.scale_bar(box, digest.pixel_size_angstroms)
     outlines = box.slices((digest.mask > 0).astype(np.float32))
@@ -209,7 +209,7 @@ def mask(digest: Digest, drawn: Plots) -> Html:
 
 
 def _escaped(digest: Digest) -> list[object]:
-    """What volumes have outside the mask, where nothing of them is stored."""
+    """Show how much density volumes have outside the mask, where nothing of them is stored."""
     fractions = digest.array("volumes/escaped")
     if fractions is None:
         return []

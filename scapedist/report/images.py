@@ -31,7 +31,7 @@ class View:
     centre
         Voxel (z, y, x) of the whole box that the slices go through.
     max_side
-        Pictures are averaged down to at most this many pixels a side.
+        Most pixels per side of a picture; larger ones are averaged down.
     """
 
     start: tuple[int, int, int]
@@ -71,7 +71,7 @@ def view_of_mask(mask: NDArray, margin: float = 0.08) -> View:
     mask
         (d, d, d), axes z, y, x.
     margin
-        As a fraction of the mask's longest side.
+        Width of the margin as a fraction of the mask's longest side.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def view_of_mask(mask: NDArray, margin: float = 0.08) -> View:
 
 
 def grey_limits(images: NDArray) -> tuple[float, float]:
-    """Give what to show black and white: the 1st and 99.8th percentile of all images together."""
+    """Give the values shown black and white: the 1st and 99.8th percentile of all images."""
     low, high = np.percentile(images, (1, 99.8))
     return float(low), float(high)
 
@@ -111,7 +111,7 @@ def grey(images: NDArray, limits: tuple[float, float]) -> NDArray[np.uint8]:
 
 
 def signed_limit(images: NDArray) -> float:
-    """Give what to show in full colour: the 99.5th percentile of all magnitudes together."""
+    """Give the magnitude shown in full colour: the 99.5th percentile of all values together."""
     return float(np.percentile(np.abs(images), 99.5))
 
 

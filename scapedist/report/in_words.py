@@ -1,4 +1,4 @@
-"""What the embeddings of a run came to, in words and as a table."""
+"""Results of a run's embeddings, in words and as a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scapedist.store import RunStore
 
 
 def summary(store: RunStore) -> list[str]:
-    """What the embeddings came to, in a few lines; none without one."""
+    """Results of the embeddings in a few lines; no lines without an embedding."""
     beside, lines = store.beside, []
     for name, record in beside.items():
         results = record["results"]
@@ -48,7 +48,7 @@ def summary(store: RunStore) -> list[str]:
 
 
 def comparison(results: Mapping[str, Any]) -> list[list[str]]:
-    """A cross-check as rows of text: a figure's name, then its value for each method and exact."""
+    """Rows of text of a cross-check: a figure's name, then its value for each method and exact."""
     figures: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "R2, worst of the first ten": lambda m: f"{min(m['r2'][:10]):.6f}",
         "relative error": lambda m: f"{m['relative_error']:.1e}",

@@ -28,7 +28,7 @@ class Strip:
     pictures
         (n, s, s, 3) uint8.
     label
-        What the row shows, at its left; lines are parted by newlines.
+        Text at the row's left; lines are parted by newlines.
     notes
         A line or two above each picture, or none.
     colours
@@ -58,9 +58,9 @@ def strips(
     bar
         The scale bar's length as a fraction of a picture's side, and its words.
     bar_colour, bar_column
-        Its colour, and which picture of the first row it is in.
+        Colour of the scale bar, and the picture of the first row that it is in.
     outlines
-        (n, s, s): the line at 0.5 is drawn on the n first pictures of every row.
+        (n, s, s) values whose line at 0.5 is drawn on the n first pictures of every row.
     cell
         Side of a picture in pixels of the image.
     """

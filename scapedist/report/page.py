@@ -43,7 +43,7 @@ def tag(name: str, *parts: object, **attributes: object) -> Html:
 
 
 def table(headers: Sequence[object], rows: Iterable[Sequence[object]], class_: str = "") -> Html:
-    """Make a table that scrolls sideways where it does not fit; no headers, no head."""
+    """Make a table that scrolls sideways where it does not fit; without headers it has no head."""
     head = tag("thead", tag("tr", *(tag("th", cell) for cell in headers))) if headers else ""
     body = tag("tbody", *(tag("tr", *(tag("td", cell) for cell in row)) for row in rows))
     return tag("div", tag("table", head, body, class_=class_), class_="scroll")
@@ -74,7 +74,7 @@ def array(values: NDArray) -> dict[str, str]:
 def plot(name: str, figure: Mapping[str, Any], height: int = 380) -> Html:
     """Make a place for a plotly figure: ``data``, ``layout``, and for a scatter ``axes``.
 
-    With ``axes`` (names) each trace holds ``columns``, one array an axis, and the page offers
+    With ``axes`` (names) each trace holds ``columns``, one array per axis, and the page offers
     which two to show. With ``maps`` as well (``"i,j"``, i < j, to ``x``, ``y`` and ``grids``, one
     for each of ``layers``) it shows the grid of two axes and a layer as a heat map.
     """
@@ -117,12 +117,12 @@ def page(title: str, header: Html, sections: Mapping[str, Html], plotly_js: str)
     title
         The page's title.
     header
-        What comes first.
+        Markup that comes first.
     sections
-        Title of each section in the table of contents, and the section; its id is the title in
-        lower case with hyphens.
+        Sections by their titles in the table of contents; a section's id is its title in lower
+        case with hyphens.
     plotly_js
-        The library's own text.
+        Text of the plotly.js library.
     """
     contents = tag(
         "nav",

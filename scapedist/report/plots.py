@@ -27,8 +27,8 @@ COLOURS = (
 GREY = "#BBBBBB"
 INK = "#333333"
 DEPTH = 8
-"""Units of -ln(density) that are shown below the densest place."""
-FEW_POINTS = 5  # states of so few are drawn large
+"""Range of -ln(density) that is shown, from the densest place on."""
+FEW_POINTS = 5  # states of at most this many are drawn large
 _MARKERS = ("o", "s", "D", "^")
 
 
@@ -38,7 +38,7 @@ def colour_of(state: int) -> str:
 
 
 def marker_number(state: int) -> int:
-    """Give which marker a state has: 0 circle, 1 square, 2 diamond, 3 triangle."""
+    """Give the marker of a state: 0 circle, 1 square, 2 diamond, 3 triangle."""
     return max(state, 0) // len(COLOURS) % len(_MARKERS)
 
 
@@ -139,7 +139,7 @@ def coordinates(values: NDArray, labels: NDArray, n_states: int, variance_ratio:
     labels
         (n,) states, -1 for none.
     n_states
-        How many states there are.
+        Number of states.
     variance_ratio
         (r,) shares of the variance, for the axes' names.
     """
@@ -169,9 +169,9 @@ def latent_space(points: NDArray, labels: NDArray, n_states: int, names: Sequenc
     labels
         (n,) states, -1 for none.
     n_states
-        How many states there are.
+        Number of states.
     names
-        What the two dimensions are.
+        Names of the two dimensions.
     """
     figure = Figure(figsize=(7.6, 5.4))
     ax = _axes(figure, (0.09, 0.1, 0.77, 0.87), names[0], names[1])
@@ -257,9 +257,9 @@ def landscape_maps(drawn: Mapping[str, Any], names: Sequence[str], n_states: int
         ``x``, ``y`` (first bin's centre, width) and ``layers``, as
         :func:`scapedist.report.all_particles.landscape_maps` gives them.
     names
-        Of the two components.
+        Names of the two components.
     n_states
-        How many states there are.
+        Number of states.
     """
     layers = drawn["layers"]
     n_bins = len(layers["particles"])
@@ -300,15 +300,15 @@ def densities(
     Parameters
     ----------
     edges : (k, g + 1)
-        Of the grid's cells along each axis.
+        Edges of the grid's cells along each axis.
     pairs : (m, 2)
         Axes of each density.
     density : (m, g, g)
-        Along the first axis, then the second.
+        Density along the first axis, then the second.
     shares : (k,)
-        Of the variance, of each axis.
+        Share of the variance along each axis.
     centers : (groups, k)
-        Of groups, marked and numbered.
+        Centers of the groups, which are marked and numbered.
     """
     figure = Figure(figsize=(3.5 * len(pairs) + 0.9, 3.5))
     width = 1 / (len(pairs) + 0.25)
@@ -341,9 +341,9 @@ def crosscheck(r2: Mapping[str, NDArray], errors: Mapping[str, NDArray], where: 
     Parameters
     ----------
     r2
-        Method to (r,) R^2 of each component.
+        R^2 of each component (r,), by method.
     errors
-        Method to (m,) errors relative to the total standard deviation.
+        Errors (m,) relative to the total standard deviation, by method.
     where
         (m, k) exact coordinates on the first components, one or two.
     """

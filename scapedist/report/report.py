@@ -23,7 +23,7 @@ Umap = Callable[[NDArray, int], NDArray]
 if TYPE_CHECKING:
     import zarr
 
-MAX_POINTS = 5_000  # of an interactive plot: more make a browser slow
+MAX_POINTS = 5_000  # most in an interactive plot: more make a browser slow
 MAX_UMAP_PARTICLES = 20_000
 LEAST_POINTS_OF_A_STATE = 30  # a rare state is seen however small the sample
 MAX_AXES = 10  # components that an interactive plot offers
@@ -52,17 +52,17 @@ def write_report(
     group
         The run's open Zarr group, with everything up to the states.
     directory
-        Where the report goes; the run's directory.
+        Directory of the report, which is the run's.
     umap
-        What maps points (n, k) to a plane by a seed, where the latents are to be shown by UMAP
-        too (at most 20,000 particles): :func:`scapedist.backend.umap`, here or on a GPU.
+        Function that maps points (n, k) to a plane by a seed, :func:`scapedist.backend.umap` here
+        or on a GPU; None where UMAP of the latents (at most 20,000 particles) is not wanted.
     seed
-        Which points are shown where there are too many, and UMAP's start.
+        Seed of which points are shown where there are too many, and of UMAP's start.
 
     Returns
     -------
     Path
-        The page.
+        Path of the page.
 
     Raises
     ------
@@ -200,7 +200,7 @@ def _scatter(
     size: float,
     n_states: int,
 ) -> Html:
-    """Make an interactive scatter, a trace a state; ``columns`` is (n, axes), ``hover`` (n, k)."""
+    """Make an interactive scatter, one trace per state; ``columns`` (n, axes), ``hover`` (n, k)."""
     counts = np.bincount(labels + 1, minlength=n_states + 1)
     data = []
     for state in [-1, *np.argsort(-counts[1:], kind="stable").tolist()]:
@@ -409,7 +409,7 @@ def _record(digest: Digest) -> Html:
 
 
 def _ordered(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """Put what people look for first."""
+    """Order the keys of a record by how often people look for them."""
     first = [key for key in ("settings", "results", "versions") if key in stage]
     rest = [key for key in stage if key not in (*first, "seconds", "finished")]
     return {key: stage[key] for key in first + rest}

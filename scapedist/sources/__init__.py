@@ -1,1 +1,1 @@
-"""What makes volumes: a model's decoder, or maps on disk."""
+"""Sources of volumes: a model's decoder, or maps on disk."""

@@ -1,4 +1,4 @@
-"""Volumes that a trained model decodes from latents, and what decoding them takes."""
+"""Volumes that a trained model decodes from latents, and the plan of decoding them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # what sends batches starts without torch
     from scapedist.model.workdir import Model
 
 DEFAULT_BOX_SIZE = 128
-"""Volumes are decoded at most at this box unless a size is asked for (as cryoDRGN does)."""
+"""Largest box size that volumes are decoded at unless one is asked for (as cryoDRGN does)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +34,13 @@ class Decoded(Source):
     Attributes
     ----------
     decoder
-        The model's.
+        Decoder of the model.
     latents : (n_volumes, zdim) float32
-        Of the volumes in the list.
+        Latents of the volumes in the list.
     dtype
         Precision of the evaluation.
     architecture
-        Of the model, for the record.
+        Architecture of the model, for the record.
     """
 
     decoder: Decoder
@@ -50,26 +50,26 @@ class Decoded(Source):
 
     @property
     def n_volumes(self) -> int:
-        """How many latents there are."""
+        """Number of latents."""
         return len(self.latents)
 
     def volumes(self, rows: np.ndarray) -> Iterator[Any]:
-        """Yield the volumes (d, d, d) float32 of rows (m,), where they are decoded."""
+        """Yield the volumes (d, d, d) float32 of rows (m,) of the list, on their device."""
         yield from self.decode(self.latents[rows])
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a run records of where its volumes are from."""
+        """Record of where the volumes are from."""
         return super().record | {"architecture": self.architecture}
 
     def exact(self) -> Decoded:
-        """The same volumes evaluated in float32."""
+        """A copy of the source with its volumes evaluated in float32."""
         return replace(self, dtype="float32", token=uuid4().hex)
 
     def decode(self, latents: np.ndarray, low_pass: int | None = None) -> Iterator[Any]:
-        """Yield the volumes (d, d, d) float32 of latents (n, zdim), where they are decoded.
+        """Yield the volumes (d, d, d) float32 of latents (n, zdim), on their device.
 
-        With ``low_pass`` from the frequencies alone that a box of that size has.
+        With ``low_pass`` only the frequencies that a box of that size has are evaluated.
         """
         for volume in field_of(self).volumes(latents, self.box_size, low_pass):
             yield self.oriented(backend.as_array(volume.float()))
@@ -86,13 +86,13 @@ field_of = Held(_make_field)
 
 
 def read_weights(model: Model, workers: Workers) -> None:
-    """Read a model's decoder where torch is loaded already, unless it is read."""
+    """Read a model's decoder in a process that has torch, unless it is read already."""
     if model._decoder is None:
         model.decoder = workers.call(read_decoder, model.config, model.files["weights"])
 
 
 def volume_box_size(settings: GenerateSettings, model_box_size: int) -> int:
-    """The box that volumes are decoded at."""
+    """The box size that volumes are decoded at."""
     box_size = settings.box_size
     if box_size is None:
         box_size = min(model_box_size, DEFAULT_BOX_SIZE)
@@ -110,7 +110,7 @@ def plan_generation(
 ) -> DecodePlan:
     """The plan of making volumes, refused where it does not fit the memory of a worker.
 
-    Without a decoder they are read, not decoded.
+    Without a decoder volumes are read, not decoded.
     """
     n_slots, n_weights, cached = 0, 0, 0
     if decoder is not None:

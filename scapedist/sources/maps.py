@@ -1,4 +1,4 @@
-"""Volumes that cryoDRGN made already: a sketch and its maps in a ``kmeansK`` directory."""
+"""Volumes that cryoDRGN has made: a sketch and its maps in a ``kmeansK`` directory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Maps(Source):
     Attributes
     ----------
     paths
-        One map a volume.
+        Files of the maps, one per volume.
     """
 
     paths: tuple[str, ...]
 
     @property
     def n_volumes(self) -> int:
-        """How many maps there are."""
+        """Number of maps."""
         return len(self.paths)
 
     def volumes(self, rows: np.ndarray) -> Iterator[Any]:
@@ -46,13 +46,13 @@ class Ensemble:
     Attributes
     ----------
     sketch
-        Representatives and groups.
+        Sketch whose representatives the maps are.
     paths
-        One map a representative, in the sketch's order.
+        Files of the maps, one per representative, in the sketch's order.
     box_size
         Voxels along an edge.
     pixel_size_angstroms
-        From the first map's header; None where it says nothing.
+        Pixel size in Å from the first map's header; None where it says nothing.
     """
 
     sketch: Sketch
@@ -67,9 +67,9 @@ def open_ensemble(directory: Path, n_particles: int) -> Ensemble:
     Parameters
     ----------
     directory
-        ``kmeansK``, with ``centers_ind.txt``, ``labels.pkl`` and ``vol_*.mrc``.
+        Directory ``kmeansK`` with ``centers_ind.txt``, ``labels.pkl`` and ``vol_*.mrc``.
     n_particles
-        Particles of the model.
+        Number of the model's particles.
 
     Raises
     ------

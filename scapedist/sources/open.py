@@ -1,4 +1,4 @@
-"""Which source a run's volumes come from: its model, or maps that were made already."""
+"""Opening the source of a run's volumes: its model, or maps that were made already."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def maps_of(store: RunStore) -> str | None:
 def source_of_sketch(
     store: RunStore, model: Model, settings: GenerateSettings, workers: Workers
 ) -> Source:
-    """The volumes of a run's sketch and then those of its quality check, for workers to make.
+    """The source of a run's sketch volumes, followed by the volumes of its quality check.
 
     Raises
     ------
@@ -68,13 +68,13 @@ def open_source(
     Parameters
     ----------
     store, model
-        Of the run.
+        Store and model of the run.
     settings
-        Of its volumes.
+        Settings of the run's volumes.
     latents : (n, zdim) float32
-        Of the volumes, where the model decodes them; maps are as many as there are.
+        Latents that the model decodes; unused where the volumes are maps.
     device
-        Where volumes are decoded.
+        Device that decodes the volumes.
     """
     maps = maps_of(store)
     if maps is None:
@@ -96,7 +96,7 @@ def open_source(
 def decoded_by(
     model: Model, settings: GenerateSettings, latents: np.ndarray, device: str = "cpu"
 ) -> Decoded:
-    """Volumes of latents (n, zdim) as a model decodes them, by the settings of a run's volumes."""
+    """The source of a model's volumes of latents (n, zdim), by the settings of a run's volumes."""
     box_size = volume_box_size(settings, model.box_size)
     pixel_size = settings.pixel_size or model.pixel_size_angstroms
     return Decoded(
@@ -115,9 +115,9 @@ def decoded_by(
 def source_of_particles(
     store: RunStore, model: Model, settings: GenerateSettings, device: str = "cpu"
 ) -> Decoded:
-    """What decodes any particle's volume as those of a run were made, also where these are maps.
+    """The source that decodes any particle as a run's volumes were made, also where these are maps.
 
-    The list of the source is empty: what it decodes are latents that are given.
+    Its own list of volumes is empty: it decodes the latents that it is given.
     """
     same_box = dataclasses.replace(settings, box_size=store.source["box_size"])
     return decoded_by(model, same_box, model.latents[:0], device)

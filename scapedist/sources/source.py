@@ -1,4 +1,4 @@
-"""What any source of volumes offers, whether they are decoded or lie on disk."""
+"""The interface of all sources of volumes, whether these are decoded or lie on disk."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Source(ABC):
     box_size
         Voxels along an edge.
     pixel_size_angstroms
-        Of these voxels; None where it is unknown.
+        Edge of a voxel in Å; None where it is unknown.
     flip, invert
-        Mirror along z; change the sign of the density.
+        Whether to mirror along z; whether to change the sign of the density.
     device
-        Where volumes are made: ``cpu`` or ``cuda``.
+        Device that makes volumes: ``cpu`` or ``cuda``.
     token
-        Tells this source from others.
+        Text that tells this source from others.
     """
 
     box_size: int
@@ -39,7 +39,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def n_volumes(self) -> int:
-        """How many volumes there are."""
+        """Number of volumes."""
 
     @abstractmethod
     def volumes(self, rows: np.ndarray) -> Iterator[Any]:
@@ -47,14 +47,14 @@ class Source(ABC):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a run records of where its volumes are from."""
+        """Record of where the volumes are from."""
         return {
             "box_size": self.box_size,
             "pixel_size_angstroms": self.pixel_size_angstroms,
         }
 
     def exact(self) -> Source:
-        """The same volumes in single precision, if these are made in a lower one."""
+        """The source of these volumes in single precision, where this one has a lower precision."""
         return self
 
     def oriented(self, volume: Any) -> Any:

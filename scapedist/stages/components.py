@@ -32,11 +32,11 @@ TRAVERSED_COMPONENTS, TRAVERSAL_POINTS = 5, 10
 FEW_PRODUCTS = 3e10
 """Multiply-adds below which this process beats the workers."""
 OfAll = Callable[[np.ndarray], tuple[Subspace, dict[str, Any]]]
-"""From the sketch's components (r, n_voxels) to the directions of all particles, and how."""
+"""Function from the sketch's components (r, n_voxels) to all particles' directions and a record."""
 
 
 def included_volumes(store: RunStore, exclude_states: tuple[int, ...]) -> np.ndarray:
-    """Which volumes are analysed, (n,) bool, when states are left out.
+    """Whether each volume is analysed, (n,) bool, when states are left out.
 
     States are those of the last analysis of all volumes, so that the same command means the
     same at every call.
@@ -78,25 +78,25 @@ def find_components(
     Parameters
     ----------
     store
-        With a mask.
+        Store of a run with a mask.
     settings
-        Of the components.
+        Settings of the components.
     included : (n,) bool
-        Which sketch volumes they are fitted to.
+        Sketch volumes that the components are fitted to.
     workers
-        Where they are computed.
+        Workers to compute on.
     begin
         Called before the first write.
     progress
-        Told how far it is.
+        Called with how far the stage is.
     of_all
-        Finds the directions of all particles' volumes from those of the sketch, where the
-        components are theirs.
+        Function that finds the directions of all particles' volumes from those of the sketch;
+        None for components of the sketch.
 
     Returns
     -------
     dict
-        What is recorded.
+        Record of the components.
     """
     device = workers.device
     members = np.flatnonzero(included)
@@ -155,7 +155,7 @@ def find_components(
 def _on_the_sketch(
     found: Subspace, n_components: int, rows: StoredRows, block: int
 ) -> tuple[gram.Components, np.ndarray]:
-    """Components of all particles with the sketch's coordinates on them, and its squared norms."""
+    """Components of all particles with the sketch's coordinates on them, and the squared norms."""
     r = min(n_components, len(found.vectors))
     vectors, n = found.vectors[:r], len(rows.members)
     coordinates, norms = coordinates_of(rows, n, block, found.mean, vectors, _on_one_thread)
@@ -164,7 +164,7 @@ def _on_the_sketch(
 
 
 def _begin(store: RunStore, begin: Begin, scatter: float, n: int, mean: Any) -> None:
-    """Withdraw what builds on other components, once it is sure that there will be some."""
+    """Begin the stage: withdraw what builds on other components, once new ones are certain."""
     if not scatter > 1e-24 * n * (mean @ mean):
         raise RunError(
             "Components need volumes that differ. These are all the same inside the mask. "
@@ -238,7 +238,7 @@ def _by_passes(
 
 
 def _on_one_thread(work: Any, shared: Any, tasks: Any) -> Iterator[tuple[int, Any]]:
-    """Call a function with each task here, as any worker does; torch need not be there."""
+    """Call a function with each task in this process on one thread, without loading torch."""
     with one_numpy_thread():
         yield from gram.in_turn(work, shared, tasks)
 
@@ -246,7 +246,7 @@ def _on_one_thread(work: Any, shared: Any, tasks: Any) -> Iterator[tuple[int, An
 def _eigenpairs_by(
     store: RunStore, workers: Workers
 ) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
-    """What finds eigenvalues: this process, or a GPU, which reads the matrix that is stored."""
+    """Function that finds eigenpairs, in this process or by a GPU worker from the stored matrix."""
     if workers.device == "cpu":  # nothing needs to be sent
         return leading_eigenpairs
     stored = StoredGram(store.reader, workers.device)
@@ -254,7 +254,7 @@ def _eigenpairs_by(
 
 
 def _traverse(store: RunStore, fitted: gram.Components, members: np.ndarray) -> None:
-    """Points along the leading components: synthetic maps, and the real volumes nearest to them."""
+    """Write points along the leading components: synthetic maps and the volumes nearest."""
     pixel_size, mask = store.source["pixel_size_angstroms"], Mask.of(store.read("mask"))
     shutil.rmtree(store.directory / "maps" / "components", ignore_errors=True)
     n_components = min(TRAVERSED_COMPONENTS, len(fitted.variance))

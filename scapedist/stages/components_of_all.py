@@ -24,9 +24,9 @@ from scapedist.store import Progress, RunStore
 from scapedist.workers import Workers
 
 USUAL_PASSES = 6
-"""Until twenty components are settled, from those of a sketch."""
+"""Usual number of passes until twenty components are settled, from those of a sketch."""
 KEPT = "components.passes"
-"""Directory in the run of what a stopped command had added up."""
+"""Name of the run's directory for the sums of a stopped command."""
 
 
 class KeptPasses(Passes):
@@ -35,11 +35,11 @@ class KeptPasses(Passes):
     Parameters
     ----------
     directory
-        Where the files go.
+        Directory of the files.
     progress
-        Told how many rows of a pass are done.
+        Called with how many rows of a pass are done.
     *arguments, **options
-        As for :class:`~scapedist.analysis.passes.Passes`.
+        Arguments of :class:`~scapedist.analysis.passes.Passes`.
     """
 
     def __init__(self, directory: Path, progress: Progress, *arguments: Any, **options: Any):
@@ -50,7 +50,7 @@ class KeptPasses(Passes):
     def scatter(
         self, number: int, center: np.ndarray, block: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, float]:
-        """A pass, or what it had found before; as :meth:`Passes.scatter`."""
+        """Products and sums of a pass, as :meth:`Passes.scatter`, computed now or before."""
         path = self._directory / f"{number:02d}.npz"
         found = _read(path)
         if found is None:
@@ -65,7 +65,7 @@ class KeptPasses(Passes):
     def parts(
         self, number: int, shared: Any, wanted: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """Parts of a pass: those that are kept, then the others as they are computed."""
+        """Yield the parts of a pass: those that are kept, then the others as they are computed."""
         assert wanted is None
         place = self._parts_of(number)
         place.mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ def _write(path: Path, found: tuple[np.ndarray, np.ndarray, float]) -> None:
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """What a file holds; None where there is none that is sound."""
+    """The content of a file of sums; None where there is no sound one."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
             return held["product"], held["sums"], float(held["squares"])
@@ -106,18 +106,19 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, float] | None:
 
 @dataclass(frozen=True)
 class Whole:
-    """How the components of all particles are found, and what that takes.
+    """Plan of finding the components of all particles, and what that takes.
 
     Attributes
     ----------
     particles : (n,) int64
         Rows of the latents whose volumes count.
     batch_size, columns
-        Volumes that are decoded at once; columns of the iteration's space.
+        Number of volumes that are decoded at once; columns of the iteration's space.
     here_bytes, worker_bytes, disk_bytes
-        Projected peaks, and what is kept in case of a stop.
+        Projected peak memory of this process and of each worker; size of what is kept in case of
+        a stop.
     seconds_a_pass
-        Projected; 0 where it was not measured.
+        Projected seconds per pass; 0 where it was not measured.
     """
 
     particles: np.ndarray
@@ -187,24 +188,24 @@ def whole_subspace(
     progress: Progress,
     start: np.ndarray,
 ) -> tuple[Subspace, dict[str, Any]]:
-    """Principal directions of all particles' volumes, and what is recorded of how.
+    """Principal directions of all particles' volumes, and the record of how they were found.
 
     Parameters
     ----------
     store
-        With a sketch, its volumes and a mask.
+        Store of a run with a sketch, its volumes and a mask.
     settings
-        Of the components.
+        Settings of the components.
     source
-        Decodes any particle.
+        Source that decodes any particle.
     workers
-        Where particles are decoded.
+        Workers that decode particles.
     included : (n_volumes,) bool
         Sketch volumes whose groups count.
     fingerprint
-        Of all that the result depends on.
+        Fingerprint of all that the result depends on.
     progress
-        Told how many particles of a pass are decoded.
+        Called with how many particles of a pass are decoded.
     start : (r, n_voxels)
         Components of the sketch.
     """
@@ -239,12 +240,12 @@ def whole_subspace(
 
 
 def forget_passes(store: RunStore) -> None:
-    """Remove what was kept in case of a stop, once the result is recorded."""
+    """Remove the sums kept in case of a stop, once the result is recorded."""
     shutil.rmtree(store.directory / KEPT, ignore_errors=True)
 
 
 def measured_seconds(store: RunStore, source: Decoded, workers: Workers, plan: Whole) -> float:
-    """What a pass takes, from a few batches that are decoded now."""
+    """Seconds per pass, from a few batches that are decoded now."""
     rows = DecodedRows(Projection(source, store.reader, False, False), store.read("latents"))
     n = min(len(plan.particles), 2 * plan.batch_size * workers.n_workers)
     tasks = batches(n, plan.batch_size)
@@ -266,7 +267,7 @@ def told_cost(
     workers: Workers,
     included: np.ndarray,
 ) -> str:
-    """What :func:`whole_subspace` will take, for a person; arguments as :func:`plan_whole`."""
+    """The projected cost of :func:`whole_subspace` in words; arguments as :func:`plan_whole`."""
     plan = plan_whole(store, settings, source, workers, included)
     seconds = measured_seconds(store, source, workers, plan)
     return (
@@ -278,6 +279,6 @@ def told_cost(
 
 
 def _angle(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest angle between two sets of orthonormal rows, degrees."""
+    """Largest angle in degrees between the spans of two sets of orthonormal rows."""
     cosines = np.linalg.svd(ours.astype(np.float64) @ theirs.T, compute_uv=False)
     return float(np.degrees(np.arccos(np.clip(cosines[-1], 0, 1))))

@@ -1,4 +1,4 @@
-"""Masked voxels of any particles' volumes, decoded where they are asked for and never stored."""
+"""Masked voxels of any particles' volumes, decoded in the process that asks and never stored."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Projection:
     Attributes
     ----------
     source
-        Decodes.
+        Source that decodes the volumes.
     reader
-        Of the run.
+        Reader of the run.
     clip_negative, soft_mask
-        As the components were fitted.
+        Options that the components were fitted with.
     low_pass
         Box whose frequencies alone are decoded, or None for all.
     map_name
-        The reduced map that is used: ``map``, or ``coarse``, of fewer points.
+        Name of the reduced map that is used: ``map``, or ``coarse`` with fewer points.
     token
-        Tells this projection from others.
+        Text that tells this projection from others.
     """
 
     source: Decoded
@@ -45,21 +45,21 @@ class Projection:
 
     @cached_property
     def mask(self) -> Mask:
-        """Takes volumes to masked voxels, on the device."""
+        """The mask that takes volumes to masked voxels, on the source's device."""
         mask = Mask.of(self.reader.read("mask"), self.clip_negative, self.soft_mask)
         return mask.on(self.source.device)
 
     def on_device(self, array: np.ndarray) -> Any:
-        """An array where volumes are decoded."""
+        """An array in the memory of the source's device."""
         return backend.to_device(array, self.source.device)
 
     def volumes(self, latents: np.ndarray) -> Any:
-        """Yield the volumes (d, d, d) float32 of latents (b, zdim) from what is decoded of them."""
+        """Yield the volumes (d, d, d) float32 of latents (b, zdim), low-passed if so set."""
         return self.source.decode(latents, self.low_pass)
 
 
 def masked_rows(projection: Projection, latents: np.ndarray) -> Any:
-    """Masked voxels (b, n_voxels) float32 of latents (b, zdim), where they are decoded."""
+    """Masked voxels (b, n_voxels) float32 of latents (b, zdim), on the source's device."""
     mask = projection.mask
     rows = backend.array_module(mask.inside).empty((len(latents), mask.n_voxels), np.float32)
     for row, volume in zip(rows, projection.volumes(latents), strict=True):
@@ -68,24 +68,24 @@ def masked_rows(projection: Projection, latents: np.ndarray) -> Any:
 
 
 def masked_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
-    """Masked voxels (b, n_voxels) float32 of latents (b, zdim), as the components take them."""
+    """Masked voxels (b, n_voxels) float32 of latents (b, zdim), in host memory."""
     return backend.to_host(masked_rows(projection, latents))
 
 
 def whole_volumes(projection: Projection, latents: np.ndarray) -> np.ndarray:
-    """Volumes (b, d, d, d) float32 of latents (b, zdim)."""
+    """Whole volumes (b, d, d, d) float32 of latents (b, zdim), in host memory."""
     decoded = projection.source.decode(latents)
     return np.stack([backend.to_host(volume).copy() for volume in decoded])
 
 
 @dataclass(frozen=True)
 class DecodedRows:
-    """Decodes masked voxels, where it is called.
+    """Decodes masked voxels of latents in the process that calls it.
 
     Attributes
     ----------
     projection
-        Decodes and masks.
+        Projection that decodes and masks.
     latents : (n, zdim) float
     """
 
@@ -93,5 +93,5 @@ class DecodedRows:
     latents: np.ndarray
 
     def __call__(self, start: int, stop: int) -> Any:
-        """Rows start..stop, (stop - start, n_voxels) float32, on the device."""
+        """Masked voxels (stop - start, n_voxels) float32 of latents start..stop, on the device."""
         return masked_rows(self.projection, self.latents[start:stop])

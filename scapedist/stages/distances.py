@@ -1,6 +1,6 @@
-"""Distances between a run's volumes, from what its components left, and groups made of them.
+"""Distances between a run's volumes, from its stored Gram matrix or coordinates, and groups.
 
-Each is read and computed where it is called: in this process, or by one worker with a GPU.
+Each is read and computed by the process that calls it: this one, or a worker with a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def store_gram(store: RunStore, matrix: np.ndarray) -> None:
-    """Write the centered Gram matrix (n, n) float64, whole rows in a chunk."""
+    """Write the centered Gram matrix (n, n) float64 in chunks of whole rows."""
     n = len(matrix)
     rows = panel_rows(n)
     dimensions = ("included", "included_")
@@ -34,7 +34,7 @@ def store_gram(store: RunStore, matrix: np.ndarray) -> None:
 
 
 def panel_rows(n: int) -> int:
-    """Rows of n distances that are handled at once."""
+    """Number of rows of n distances that are handled at once."""
     return max(1, min(n, PANEL_BYTES // (8 * n)))
 
 
@@ -44,14 +44,14 @@ class Distances:
     Parameters
     ----------
     store
-        With components.
+        Store of a run with components.
 
     Attributes
     ----------
     n
-        Volumes.
+        Number of volumes.
     exact
-        Whether they follow from the Gram matrix, not from isometric coordinates.
+        Whether distances follow from the Gram matrix, not from isometric coordinates.
     """
 
     def __init__(self, store: RunStore) -> None:
@@ -66,7 +66,7 @@ class Distances:
         self.n = len(self._norms)
 
     def blocks(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, int, np.ndarray]]:
-        """start, stop and squared distances (stop - start, m) float64 of chosen volumes (m,)."""
+        """Yield start, stop, squared distances (stop - start, m) float64 of chosen volumes (m,)."""
         rows = np.arange(self.n) if chosen is None else chosen
         for start, stop in batches(len(rows), panel_rows(self.n)):
             block = self._products(rows[start:stop], None if chosen is None else chosen)
@@ -86,7 +86,7 @@ class Distances:
         return read if columns is None else read[:, columns]
 
     def condensed(self) -> np.ndarray:
-        """Squared distances of each pair once, (n (n - 1) / 2,) float64, as SciPy orders them."""
+        """Squared distances (n (n - 1) / 2,) float64 of each pair once, in SciPy's order."""
         found, at = np.empty(self.n * (self.n - 1) // 2), 0
         for start, _, block in self.blocks():
             for row, values in enumerate(block, start):
@@ -97,26 +97,26 @@ class Distances:
 
 @dataclass(frozen=True)
 class StoredGram:
-    """The centered Gram matrix of a run's volumes.
+    """The stored, centered Gram matrix of a run's volumes.
 
     Attributes
     ----------
     reader
-        Of the run.
+        Reader of the run.
     device
-        Where it is computed with: ``cpu`` or ``cuda``.
+        Device that computes with it: ``cpu`` or ``cuda``.
     """
 
     reader: Reader
     device: str
 
     def read(self) -> gram.Gram:
-        """The matrix on the device; the mean is not read."""
+        """The Gram matrix on the device; the mean is not read."""
         matrix = self.reader.read("components/gram")
         return gram.Gram(backend.to_device(matrix, self.device), np.zeros(0))
 
     def apply(self, block: np.ndarray) -> np.ndarray:
-        """The matrix times a block (n, b) float64, some of its rows at a time, on the CPU."""
+        """The Gram matrix times a block (n, b) float64, some rows at a time, on the CPU."""
         array = self.reader.array("components/gram")
         product = np.empty_like(block)
         for start, stop in batches(len(block), array.chunks[0]):
@@ -125,26 +125,26 @@ class StoredGram:
 
 
 def eigenpairs(stored: StoredGram, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The n largest eigenvalues, descending, and eigenvectors."""
+    """The n largest eigenvalues, descending, and eigenvectors of a stored Gram matrix."""
     values, vectors = leading_eigenpairs(stored.read().matrix, n)
     return backend.to_host(values), backend.to_host(vectors)
 
 
 @dataclass(frozen=True)
 class StoredPoints:
-    """Coordinates whose distances are those of a run's volumes.
+    """Stored coordinates whose distances are those of a run's volumes.
 
     Attributes
     ----------
     reader, device
-        As for :class:`StoredGram`.
+        Reader and device as for :class:`StoredGram`.
     """
 
     reader: Reader
     device: str
 
     def read(self) -> Any:
-        """The coordinates (n, k) float64 on the device; from the Gram matrix, where that is."""
+        """The coordinates (n, k) float64 on the device, from the Gram matrix where it is stored."""
         if "components/gram" in self.reader:
             stored = StoredGram(self.reader, self.device)
             n = self.reader.array("components/gram").shape[0]
@@ -156,7 +156,7 @@ class StoredPoints:
 
 
 def link(source: StoredGram | np.ndarray, method: str) -> np.ndarray:
-    """The merge tree of the volumes, as :func:`scapedist.analysis.linkage.link`.
+    """The merge tree of the volumes, as :func:`scapedist.analysis.linkage.link` gives it.
 
     Parameters
     ----------
@@ -191,5 +191,5 @@ def kmeans(stored: StoredPoints, n_states: int, seed: int) -> np.ndarray:
 
 
 def hdbscan(stored: StoredPoints, least: int) -> np.ndarray:
-    """Dense groups (n,) int32 of at least some volumes, -1 for volumes in none, by HDBSCAN."""
+    """Dense groups (n,) int32 of the volumes by HDBSCAN, -1 for volumes in none."""
     return backend.hdbscan(stored.read(), least)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import zarr
 
 N_PAIRS = 200
-"""Random pairs of sketch volumes that the distances within groups are compared with."""
+"""Number of random pairs of sketch volumes that distances within groups are compared with."""
 
 
 def choose_voxels(
@@ -91,7 +91,7 @@ def weights_of(
 
 
 def _check_masked_store(store: RunStore, settings: MaskSettings) -> np.ndarray:
-    """The mask that a masked store was made with; no other can be had from it."""
+    """The mask that a masked store was made with; other settings are refused."""
     made_with = store.stages["generate"]["results"]["mask"]
     if from_record(MaskSettings, {"settings": made_with}) != settings:
         raise RunError(
@@ -103,7 +103,7 @@ def _check_masked_store(store: RunStore, settings: MaskSettings) -> np.ndarray:
 
 
 def _measure_quality(store: RunStore) -> None:
-    """Distances in the mask within sampled groups and between random sketch volumes."""
+    """Write distances in the mask within sampled groups and between random sketch volumes."""
     group = store.read("sketch/quality/group")
     if not len(group):
         store.delete("sketch/quality/distance")
@@ -129,7 +129,7 @@ def _rms(differences: np.ndarray) -> np.ndarray:
 
 
 def _blocks(volumes: zarr.Array, what: str, progress: Progress) -> Iterator[np.ndarray]:
-    """Blocks (m, d, d, d) of consecutive volumes."""
+    """Yield blocks (m, d, d, d) of consecutive volumes."""
     size = max(1, READ_BYTES // int(np.prod(volumes.shape[1:]) * 4))
     for start, stop in batches(volumes.shape[0], size):
         yield read_rows(volumes, slice(start, stop))

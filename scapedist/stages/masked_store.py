@@ -1,4 +1,4 @@
-"""A masked store: which volumes its mask is made from, and what of all volumes lies outside it."""
+"""The pilot of a masked store's mask, and the audit of what of all volumes lies outside it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from scapedist.store import RunStore
 from scapedist.workers import Workers
 
 SHOWN = 4
-"""Volumes of which what escaped is written as a map."""
+"""Number of volumes whose density outside the mask is written as a map."""
 NOTABLE = 0.02
-"""Of a volume's density, that must lie outside the mask for it to be told."""
+"""Report a volume when more than this fraction of its density lies outside the mask."""
 
 
 def pilot_rows(latents: np.ndarray, n: int) -> np.ndarray:
-    """Rows (m,) int64 of a sketch's latents (k, zdim) that are spread out, their extremes first."""
+    """Rows (m,) int64 of a sketch's latents (k, zdim) that are spread out over them."""
     return np.sort(farthest_first(latents.astype(np.float64), n))
 
 
@@ -41,13 +41,13 @@ def audit(
     ----------
     store
     writing
-        The masked volumes.
+        Arrays of the masked volumes, and their source.
     counts : (n,) int64
-        Claimed voxels of each volume outside the mask.
+        Number of claimed voxels of each volume outside the mask.
     fractions : (n,) float64
-        Of the density in all claimed voxels.
+        Fraction of the density of all claimed voxels that lies outside the mask.
     workers
-        Decode the worst volumes once more.
+        Workers that decode the worst volumes once more.
     """
     store.write("volumes/outside", counts, ("volume",))
     store.write("volumes/escaped", fractions.astype(np.float32), ("volume",))

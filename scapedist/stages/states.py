@@ -27,7 +27,7 @@ from scapedist.workers.one import one_of
 LEAST_DENSE = 5
 """Smallest dense group: 5 volumes or 1 % of all, whichever is more."""
 PRODUCT_PANELS = 16
-"""Panels of distances that a search for nearest groups holds."""
+"""Number of panels of distances that a search for nearest groups holds."""
 nearest_in_panels = partial(nearest_by_products, product_bytes=PRODUCT_PANELS * PANEL_BYTES // 2)
 
 
@@ -44,22 +44,22 @@ def find_states(
     Parameters
     ----------
     store
-        With components.
+        Store of a run with components.
     settings
-        Of the states.
+        Settings of the states.
     stack_indices : (n_particles,) int64 or None
-        Row of each particle in the original stack, where that is another.
+        Row of each particle in the original stack, where it differs from that in the latents.
     workers
-        Where they have GPUs, one of them finds the groups.
+        Workers; where they have GPUs, one of them finds the groups.
     begin
         Called before the first write.
     progress
-        Told for how many states maps are written.
+        Called with for how many states maps are written.
 
     Returns
     -------
     dict
-        What is recorded.
+        Record of the states.
     """
     included = store.read("components/included")
     members = np.flatnonzero(included)
@@ -107,11 +107,11 @@ class _Grouped:
     Attributes
     ----------
     labels : (n,) int32
-        -1 for none.
+        Group of each volume, -1 for none.
     how
-        What they were made from, for the record.
+        What the groups were made from, for the record.
     tree : (m - 1, 4) float64 or None
-        Of the volumes, or of micro-states.
+        Merge tree of the volumes, or of micro-states.
     micro : (n,) int32 or None
         The micro-state of each volume, where linkage has two levels.
     """
@@ -171,7 +171,7 @@ def _write_state_maps(
     medoid: np.ndarray,
     progress: Progress,
 ) -> None:
-    """Occupancy-weighted mean and standard deviation of each state, as arrays and as maps."""
+    """Write the occupancy-weighted mean and deviation of each state, as arrays and as maps."""
     box_size, pixel_size = store.source["box_size"], store.source["pixel_size_angstroms"]
     n_states, directory = len(medoid), store.directory / "maps" / "states"
     shutil.rmtree(directory, ignore_errors=True)

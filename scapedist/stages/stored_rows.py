@@ -1,4 +1,4 @@
-"""The volumes that a run has stored, and their masked voxels, as any process reads them."""
+"""Reading a run's stored volumes and their masked voxels in any process."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from scapedist.store import Reader, RunStore, read_rows
 from scapedist.workers.held import Held
 
 FULL, MASKED, PILOT, QUALITY = "volumes/0", "volumes/masked", "volumes/pilot", "volumes/quality"
-"""Arrays of volumes: the sketch's, whole or inside a mask; those a mask is made from; a check's."""
+"""Arrays of volumes: the sketch's, whole or masked; a mask's pilot; the quality check's."""
 READ_BYTES = 16 * 2**20
-"""Volumes are read in blocks of about this size."""
+"""Approximate bytes of the blocks in which volumes are read."""
 LEAST_BLOCKS = 2
-"""Blocks that a process keeps in any case: those of the tile it computes."""
+"""Number of blocks that a process keeps in any case: those of the tile it computes."""
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Reads masked voxels; where it is called, blocks of the volumes that are analysed.
+    """Reads masked voxels of a run's volumes in the process that calls it, keeping some blocks.
 
     Attributes
     ----------
     reader
-        Of the run.
+        Reader of the run.
     main
-        The array of the sketch's volumes: ``volumes/0`` or ``volumes/masked``.
+        Name of the array of the sketch's volumes: ``volumes/0`` or ``volumes/masked``.
     members : (n,) int64
-        Its rows that are analysed.
+        Rows of that array that are analysed.
     clip_negative, soft_mask
-        As in the settings of the components.
+        Options as in the settings of the components.
     device
-        Where blocks go: ``cpu`` or ``cuda``.
+        Device that blocks go to: ``cpu`` or ``cuda``.
     kept_bytes
         Size of the blocks read last that a process keeps.
     token
-        Tells these rows from others.
+        Text that tells these rows from others.
     """
 
     reader: Reader
@@ -56,7 +56,7 @@ class StoredRows:
     token: str = field(default_factory=lambda: uuid4().hex)
 
     def __call__(self, start: int, stop: int) -> Any:
-        """Rows start..stop of the members, (stop - start, n_voxels) float32, on the device."""
+        """Masked voxels (stop - start, n_voxels) float32 of members start..stop, on the device."""
         blocks = _kept(self).blocks
         if (start, stop) not in blocks:
             held = 4 * self.n_voxels * (stop - start + sum(b - a for a, b in blocks))
@@ -70,7 +70,7 @@ class StoredRows:
         return blocks[start, stop]
 
     def of(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Masked voxels (m, n_voxels) float32 of rows (m,) of an array."""
+        """Masked voxels (m, n_voxels) float32 of rows (m,) of an array of volumes."""
         array, mask = self.reader.array(name), _kept(self).mask
         weighed = mask.factor is not None or mask.clip_negative
         if array.ndim == 2 and array.dtype == np.float32 and not weighed:
@@ -87,12 +87,12 @@ class StoredRows:
 
     @property
     def n_voxels(self) -> int:
-        """Voxels in the mask."""
+        """Number of voxels in the mask."""
         return _kept(self).mask.n_voxels
 
 
 class _Kept:
-    """What a process keeps of the rows that it read last."""
+    """The mask and the blocks of rows read last, which a process keeps."""
 
     def __init__(self, rows: StoredRows) -> None:
         self.mask = Mask.of(rows.reader.read("mask"), rows.clip_negative, rows.soft_mask)
@@ -103,7 +103,7 @@ _kept = Held(_Kept)
 
 
 def forget_rows() -> None:
-    """Free what this process keeps of volumes that were read."""
+    """Free the blocks of rows that this process keeps."""
     _kept.forget()
 
 
@@ -114,7 +114,7 @@ def stored_rows(
     device: str = "cpu",
     kept: int = 0,
 ) -> StoredRows:
-    """Masked voxels of a run's volumes, as components of some settings take them."""
+    """The reader of a run's masked voxels, as components of some settings take them."""
     main = MASKED if MASKED in store else FULL
     return StoredRows(
         reader=store.reader,
@@ -128,7 +128,7 @@ def stored_rows(
 
 
 def sketch_voxels(store: RunStore, fitted: PcaSettings, rows: np.ndarray) -> np.ndarray:
-    """Masked voxels (m, n_voxels) float32 of sketch volumes, as the components were fitted to."""
+    """Masked voxels (m, n_voxels) float32 of sketch volumes, as the components take them."""
     reader = stored_rows(store, fitted)
     return reader.of(reader.main, rows)
 
@@ -142,7 +142,7 @@ def volume_of(store: RunStore, row: int) -> np.ndarray:
 
 
 def volume_blocks(store: RunStore, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Blocks (m, d, d, d) of the sketch volumes of some rows (n,)."""
+    """Yield blocks (m, d, d, d) of the sketch volumes of some rows (n,)."""
     weights, masked = store.read("mask"), MASKED in store
     array, mask = store.array(MASKED if masked else FULL), Mask.of(weights)
     size = max(1, READ_BYTES // (4 * weights.size))

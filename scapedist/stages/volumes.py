@@ -38,26 +38,26 @@ def make_volumes(
     Parameters
     ----------
     store
-        With a sketch.
+        Store of a run with a sketch.
     settings
-        Of the volumes.
+        Settings of the volumes.
     mask
-        Of a masked store.
+        Settings of a masked store's mask.
     source
-        The sketch's volumes, then those of its quality check.
+        Source of the sketch's volumes and then of its quality check's.
     workers
-        Where they are made.
+        Workers that make the volumes.
     fingerprint
-        Of all that the volumes depend on.
+        Fingerprint of all that the volumes depend on.
     begin
         Called before the first write.
     progress
-        Told how many are done.
+        Called with how many volumes are done.
 
     Returns
     -------
     dict
-        What is recorded.
+        Record of the volumes.
     """
     n = store.array("sketch/particle").shape[0]
     n_quality = source.n_volumes - n
@@ -122,7 +122,7 @@ def _masked(
     entries: list[dict[str, Any]],
     progress: Progress,
 ) -> Writing:
-    """What fills the arrays of a masked store, made by the mask of the pilot's volumes."""
+    """Make the mask of the pilot's volumes and create a masked store's arrays; what fills them."""
     n, n_quality = len(writing.rows[FULL]), len(writing.rows[QUALITY])
     percentiles = _gather(entries, PILOT, "percentile", store.array(PILOT).shape[0])
     weights = make_mask(store, store.array(PILOT), percentiles, mask, lambda: None, progress)
@@ -147,9 +147,9 @@ def stored_entries(
     bad_quality: Sequence[int] = (),
     counted: bool = True,
 ) -> list[dict[str, Any]]:
-    """Journal entries of complete volumes, but for damaged rows.
+    """Journal entries of complete volumes, without damaged rows.
 
-    Without ``counted`` what was counted of each volume is lost, and the sketch's volumes with it.
+    Without ``counted`` the counts of each volume are lost, and with them the sketch's volumes.
     """
     entries: list[dict[str, Any]] = []
     if counted:
@@ -171,7 +171,7 @@ def stored_entries(
 def _create_arrays(
     store: RunStore, settings: GenerateSettings, source: Source, n: int, n_quality: int
 ) -> None:
-    """Empty arrays for the volumes, and the image's OME-Zarr metadata."""
+    """Create empty arrays for the volumes, and the image's OME-Zarr metadata."""
     volume = (source.box_size,) * 3
     counts = {FULL: n, QUALITY: n_quality}
     if settings.store == "masked":
@@ -230,13 +230,13 @@ def _make(
 
 
 def _gaps(done: np.ndarray) -> list[tuple[int, int]]:
-    """(start, stop) of the runs of False."""
+    """Spans (start, stop) of consecutive False."""
     edges = np.flatnonzero(np.diff(np.concatenate([[True], done, [True]]).astype(np.int8)))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _gather(entries: list[dict[str, Any]], name: str, key: str, n: int) -> np.ndarray:
-    """A number of each volume (n,) float64, from the batches' entries."""
+    """Values (n,) float64 of a key for each volume, from the batches' journal entries."""
     values = np.full(n, np.nan)
     for entry in entries:
         if entry["array"] == name:

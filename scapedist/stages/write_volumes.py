@@ -1,4 +1,4 @@
-"""What a worker does with a batch of volumes: make, count, write whole chunks, say what it saw."""
+"""A worker's part with a batch of volumes: make them, count, write whole chunks, report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import zarr
 
 WRITERS = 4
-"""Threads that write what a GPU decodes; on the CPU volumes are written in turn."""
+"""Number of threads that write what a GPU decodes; on the CPU volumes are written in turn."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Writing:
     Attributes
     ----------
     source
-        Makes the volumes.
+        Source of the volumes.
     reader
-        Of the run.
+        Reader of the run.
     rows : dict of name -> (n,) int64
-        For each array the rows of the source that it holds.
+        Rows of the source that each array holds, by the array's name.
     mask
-        Only its voxels are stored, where it is given.
+        Mask whose voxels alone are stored; None to store whole volumes.
     threshold
         Density that claims a voxel, where there is a mask.
     """
@@ -49,7 +49,7 @@ class Writing:
     threshold: float | None = None
 
     def volume(self, name: str, row: int) -> np.ndarray:
-        """A volume (d, d, d) float32 of an array's row, also outside the mask."""
+        """The whole volume (d, d, d) float32 of an array's row, also outside the mask."""
         volumes = self.source.volumes(self.rows[name][row : row + 1])
         return backend.to_host(next(iter(volumes))).copy()
 
@@ -60,7 +60,7 @@ def write_batch(writing: Writing, task: tuple[str, int, int]) -> dict[str, Any]:
     Returns
     -------
     dict
-        The journal's entry: the task, the 99.99th percentile of each volume, and for a masked
+        Entry for the journal: the task, the 99.99th percentile of each volume, and for a masked
         store the claimed voxels outside the mask and the fraction of the density there.
 
     Raises
@@ -102,10 +102,10 @@ def write_batch(writing: Writing, task: tuple[str, int, int]) -> dict[str, Any]:
 
 
 def _write(array: zarr.Array, row: int, values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Write a volume if it is finite, and give back a copy of what was counted of it."""
+    """Write a volume if it is finite, and return a copy of its counts."""
     if not np.isfinite(counted[0]):
         raise RunError(
-            f"Volumes are finite. Volume {row} of {array.path} is not. The model may have "
+            f"Volume {row} of {array.path} contains NaN or infinite values. The model may have "
             "diverged, or its precision does not suffice: use --dtype float32."
         )
     write_row(array, row, values)
@@ -113,7 +113,7 @@ def _write(array: zarr.Array, row: int, values: np.ndarray, counted: np.ndarray)
 
 
 def precision_error(writing: Writing, name: str) -> float:
-    """Largest relative L2 error of up to four stored volumes against the source's own."""
+    """Largest relative L2 error of up to four stored volumes against those of the source."""
     array = writing.reader.array(name)
     errors = []
     for row in spread_evenly(len(writing.rows[name]), 4).tolist():

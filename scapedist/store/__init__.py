@@ -1,4 +1,4 @@
-"""The store of a run: its Zarr group with records and journal, its arrays, rows of embeddings."""
+"""The store of a run: its Zarr group with records and journal, its arrays, files of rows."""
 
 from scapedist.store.arrays import Reader, read_rows, write_row
 from scapedist.store.row_file import RowFile

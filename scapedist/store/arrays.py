@@ -1,4 +1,4 @@
-"""A run's arrays: opened by any process from a path, read and written row by row with checksums."""
+"""Reading and writing a run's arrays row by row with checksums, in any process from a path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zarr.storage import LocalStore
 from scapedist.errors import RunError
 
 READ_BYTES = 2**20
-"""Bytes of a plain chunk that are read and checked at a time."""
+"""Number of bytes of a plain chunk that are read and checked at a time."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Reader:
     Attributes
     ----------
     path
-        The run's Zarr group.
+        Path of the run's Zarr group.
     """
 
     path: str
@@ -36,7 +36,7 @@ class Reader:
         return zarr.open_array(f"{self.path}/{name}", mode=cast(Any, mode))
 
     def read(self, name: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Rows of an array as numpy, as :func:`read_rows` gives them."""
+        """Rows of an array as a numpy array, as :func:`read_rows` gives them."""
         return read_rows(self.array(name), rows)
 
     def attributes(self, name: str) -> dict[str, Any]:
@@ -48,15 +48,15 @@ class Reader:
 
 
 def read_rows(array: zarr.Array, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-    """Rows of an array as numpy, checksums checked.
+    """Rows of an array as a numpy array, checksums checked.
 
-    A volume is one chunk, and Zarr takes most of a millisecond for each, whatever its size; plain
+    A volume is one chunk, and Zarr takes most of a millisecond per chunk, whatever its size; plain
     chunks of a local store are therefore read straight into the result.
 
     Parameters
     ----------
     array
-        Of the run.
+        Array of the run.
     rows
         A slice of step 1, or row numbers (m,).
 
@@ -81,16 +81,16 @@ def read_rows(array: zarr.Array, rows: slice | np.ndarray = slice(None)) -> np.n
 
 
 def write_row(array: zarr.Array, number: int, values: np.ndarray) -> None:
-    """Write one row of an array, converted to its dtype; plain chunks straight, as they are read.
+    """Write one row of an array, converted to its dtype; plain chunks without Zarr, as in reading.
 
     Parameters
     ----------
     array
-        Of the run.
+        Array of the run.
     number
-        The row.
+        Number of the row.
     values
-        Of the shape of a row.
+        Values in the shape of a row.
     """
     if not _is_plain(array):
         array[number] = values.astype(array.dtype)
@@ -105,7 +105,7 @@ def write_row(array: zarr.Array, number: int, values: np.ndarray) -> None:
 
 
 def _write_file(path: str, *parts: memoryview | bytes) -> None:
-    """Write parts one after the other by one call: a small second one would cost a third more."""
+    """Write a file's parts by one call, as a second small write would cost a third more time."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         left = sum(map(len, parts)) - os.writev(descriptor, parts)
@@ -118,7 +118,7 @@ def _write_file(path: str, *parts: memoryview | bytes) -> None:
 
 
 def _chunk_path(array: zarr.Array, number: int) -> str:
-    """The file of a plain row."""
+    """Path of the file of a plain row."""
     key = array.metadata.encode_chunk_key((number,) + (0,) * (array.ndim - 1))
     return os.path.join(cast(LocalStore, array.store).root, array.path, key)
 

@@ -1,4 +1,4 @@
-"""Rows of numbers by key in one file that only grows: what a stopped command had computed."""
+"""A file that only grows, of rows of numbers by key, for what a stopped command had computed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from scapedist.files.aside import disk_errors
 
 
 class RowFile:
-    """Rows of numbers by key in one file that only grows: what a stopped command had computed.
+    """A file that only grows, of rows of numbers by key, for what a stopped command had computed.
 
-    Each row carries its CRC-32; whatever a crash left behind the last whole row is cut off. A file
+    Each row carries its CRC-32; whatever a crash left after the last whole row is cut off. A file
     of another fingerprint is begun anew.
 
     Parameters
     ----------
     path
-        The file.
+        Path of the file.
     fingerprint
-        Of all that the rows depend on.
+        Fingerprint of all that the rows depend on.
     columns
-        Numbers (float32) of a row.
+        Number of float32 values per row.
     """
 
     def __init__(self, path: Path, fingerprint: str, columns: int) -> None:
@@ -53,7 +53,7 @@ class RowFile:
         return rows
 
     def missing(self, keys: np.ndarray) -> np.ndarray:
-        """Those of some keys (n,) that the file does not have."""
+        """The keys among some (n,) that the file does not have."""
         return np.array([key for key in keys.tolist() if key not in self._number], np.int64)
 
     def append(self, keys: np.ndarray, values: np.ndarray) -> None:

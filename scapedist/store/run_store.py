@@ -27,9 +27,9 @@ from scapedist.settings import BESIDE, STAGES
 from scapedist.store.arrays import Reader, read_rows
 
 Begin = Callable[[], None]
-"""Called before a stage's first write: until then a bad option costs nothing."""
+"""Function called before a stage's first write; until then a bad option costs nothing."""
 Progress = Callable[[str, int, int], None]
-"""Called with what is being made, how many are done, and how many there are."""
+"""Function called with what is being made, how many are done, and how many there are."""
 GROUP = "landscape.zarr"
 FORMAT = 1
 
@@ -69,7 +69,7 @@ class RunStore:
             )
 
     def _make(self, path: Path) -> zarr.Group:
-        """A new group, made aside and renamed: what has its name can be opened."""
+        """A new Zarr group, made aside and renamed, so that one of this name can be opened."""
         with disk_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}")
@@ -79,7 +79,7 @@ class RunStore:
         return zarr.open_group(path, mode="r+")
 
     def check_room(self, n_bytes: int) -> None:
-        """Refuse what does not fit on the run's disk."""
+        """Refuse a number of bytes that does not fit on the run's disk."""
         check_disk(n_bytes, shutil.disk_usage(self.directory).free, str(self.directory))
 
     # -- records
@@ -139,7 +139,7 @@ class RunStore:
         self._record(settings=self._tried(name, settings))
 
     def _tried(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """The settings last tried of all stages, with these of one."""
+        """The settings last tried of all stages, with those of one stage replaced."""
         return self._attributes().get("settings", {}) | {name: {"settings": settings}}
 
     def last_settings(self, name: str) -> dict[str, Any] | None:
@@ -155,7 +155,7 @@ class RunStore:
 
     @property
     def beside(self) -> dict[str, dict[str, Any]]:
-        """The records beside the stages by name, ``embedding/exact``; those that hold."""
+        """The valid records beside the stages by name, such as ``embedding/exact``."""
         return dict(self._attributes().get("beside", {}))
 
     def withdraw(self, name: str) -> None:
@@ -165,13 +165,13 @@ class RunStore:
             self._record(beside=beside)
 
     def finish_beside(self, name: str, record: dict[str, Any]) -> None:
-        """Record something beside the stages as complete."""
+        """Record a result beside the stages as complete."""
         self._record(beside=self.beside | {name: record})
 
     # -- arrays
 
     def write(self, name: str, data: np.ndarray, dimensions: tuple[str, ...]) -> None:
-        """Write a whole array, in place of one that was there; maps get one chunk each."""
+        """Write a whole array, replacing one of that name; maps get one chunk each."""
         data = np.ascontiguousarray(data)
         chunks = data.shape
         if data.ndim == 4:
@@ -190,7 +190,7 @@ class RunStore:
         chunks: tuple[int, ...],
         compress: bool = False,
     ) -> zarr.Array:
-        """An empty array; what is missing reads as NaN, never as zero."""
+        """A new array; floats that are not written read as NaN, never as zero."""
         dtype = np.dtype(dtype).newbyteorder("<")
         codecs = (ZstdCodec(level=1), Crc32cCodec()) if compress else (Crc32cCodec(),)
         with disk_errors(self.directory):
@@ -202,7 +202,7 @@ class RunStore:
                 fill_value=np.nan if dtype.kind == "f" else 0,
                 compressors=codecs,
                 dimension_names=dimensions,
-                # one file a volume in one folder: "/" makes a folder for every dimension of each
+                # one file per volume in one folder: "/" would make a folder per dimension of each
                 chunk_key_encoding={"name": "default", "separator": "."},
                 overwrite=True,
                 config={"write_empty_chunks": True},
@@ -213,11 +213,11 @@ class RunStore:
 
     @property
     def reader(self) -> Reader:
-        """A handle to the arrays that other processes can be sent."""
+        """A handle to the arrays, which other processes can be sent."""
         return Reader(str(self.directory.resolve() / GROUP))
 
     def array(self, name: str) -> zarr.Array:
-        """An array, to be read in parts.
+        """An array of the run, to be read in parts.
 
         Raises
         ------
@@ -243,7 +243,7 @@ class RunStore:
         return [name for name, node in nodes if isinstance(node, zarr.Array)]
 
     def read(self, name: str) -> np.ndarray:
-        """A whole array."""
+        """A whole array in memory."""
         return read_rows(self.array(name))
 
     def delete(self, name: str) -> None:
@@ -255,7 +255,7 @@ class RunStore:
 
     @property
     def journal(self) -> Path:
-        """The file with one line for each complete batch of volumes."""
+        """Path of the file with one line per complete batch of volumes."""
         return self.directory / "volumes.journal"
 
     def journal_read(self, fingerprint: str) -> list[dict[str, Any]] | None:
@@ -279,7 +279,7 @@ class RunStore:
 
     @property
     def journal_fingerprint(self) -> str | None:
-        """Of the settings that the journal's volumes were made with."""
+        """Fingerprint of the settings that the journal's volumes were made with."""
         lines = self.journal_lines()
         return lines[0].get("fingerprint") if lines else None
 
@@ -289,7 +289,7 @@ class RunStore:
         write_text(self.journal, "".join(json.dumps(line) + "\n" for line in lines))
 
     def journal_append(self, entry: dict[str, Any]) -> None:
-        """Record a batch, after its chunks were written; never on the rest of a cut line."""
+        """Record a batch whose chunks are written, on a line of its own even after a cut one."""
         with disk_errors(self.directory), self.journal.open("ab+") as stream:
             stream.seek(max(stream.tell() - 1, 0))
             after_cut = stream.read() not in (b"", b"\n")

@@ -1,6 +1,6 @@
-"""Where work is done: in this process, in local processes, on GPUs, or by a Dask scheduler's.
+"""Workers: this process, local processes, processes on GPUs, or those of a Dask scheduler.
 
-All do the same: call a function with what is shared and one task after the other, and hand back
+All do the same: call a function with shared data and one task after the other, and hand back
 results as they come. What is computed depends on the task alone, never on who computes it: on the
 CPU each task runs on one thread.
 """
@@ -31,7 +31,7 @@ Workers = Serial
 
 
 def or_here(workers: Workers | None) -> Workers:
-    """Workers that were given, or this process."""
+    """The workers that were given, or else this process."""
     return workers or Serial()
 
 
@@ -43,19 +43,19 @@ def open_workers(
     cluster: str | Path | None = None,
     preloaded: Sequence[str] = (),
 ) -> Workers:
-    """Workers to compute on.
+    """Open the workers to compute on.
 
     Parameters
     ----------
     n_workers
-        Local processes; None for as many as there are cores, 1 for this process alone.
+        Number of local processes; None for as many as there are cores, 1 for this process alone.
     scheduler
         Address or scheduler file of a running Dask scheduler, instead of local processes.
     memory_limit
         Bytes of host memory that a worker may use.
     gpus
-        GPUs of this machine, a worker each: ``all``, or numbers as ``0,2`` among those that are
-        visible. With a scheduler ``all``: its workers compute on the GPU that each has.
+        GPUs of this machine, one worker per GPU: ``all``, or numbers as ``0,2`` among those that
+        are visible. With a scheduler ``all``: its workers compute on the GPU that each has.
     cluster
         File that says where workers come from (``cluster_configs/``).
     preloaded

@@ -26,15 +26,15 @@ from scapedist.workers.gpus import POOL_FRACTION
 from scapedist.workers.start import Start
 
 LOOPBACK = "127.0.0.1:0"
-"""Where status pages are served: on a network they would have neither key nor password."""
+"""Address of status pages; on a network they would have neither key nor password."""
 CLOSE_SECONDS = 30
-"""How long Kubernetes may take to delete what could not be used."""
+"""Seconds that Kubernetes may take to delete what could not be used."""
 GPU_REQUEST = re.compile(r"--gpus|-G|--(gres|tres-per).*gpu")
-"""Options of sbatch that ask for GPUs, each in its own way."""
+"""Pattern of the options of sbatch that ask for GPUs."""
 
 
 def slurm_jobs(settings: Slurm) -> SlurmJobs:
-    """Workers in jobs of Slurm; nothing is submitted yet.
+    """The start of workers in jobs of Slurm; nothing is submitted yet.
 
     Raises
     ------
@@ -78,12 +78,12 @@ def slurm_jobs(settings: Slurm) -> SlurmJobs:
 
 @dataclass(frozen=True)
 class SlurmJobs(Start):
-    """Jobs of Slurm; the scheduler is in this process, and only who has its key can connect.
+    """Workers in jobs of Slurm; the scheduler is in this process, and its key is needed to connect.
 
     Attributes
     ----------
     settings
-        What the cluster file says.
+        Settings of the cluster file.
     """
 
     settings: Slurm | None = None
@@ -94,11 +94,11 @@ class SlurmJobs(Start):
 
     @property
     def name(self) -> str:
-        """What it is called in an error."""
+        """Name of these workers in an error message."""
         return "The scheduler of the Slurm jobs"
 
     def prepare(self) -> None:
-        """Import what submits jobs; its import would change what Ctrl-C does."""
+        """Import what submits jobs, keeping what Ctrl-C does, which the import would change."""
         if threading.current_thread() is not threading.main_thread():
             raise ResourceError(
                 "Slurm jobs are submitted from the main thread of a program. This is "
@@ -131,7 +131,7 @@ class SlurmJobs(Start):
             raise
 
     def refusal(self, error: BaseException) -> ResourceError:
-        """What Slurm said against the jobs."""
+        """The error with what Slurm said against the jobs."""
         said = str(error).partition("stderr:\n")[2].split("\n")
         if not any(said):
             return super().refusal(_in_a_line(error))
@@ -148,9 +148,9 @@ def slurm_cluster(settings: Slurm, private: Path) -> Any:
     Parameters
     ----------
     settings
-        What the cluster file says.
+        Settings of the cluster file.
     private
-        Directory that this user alone can read, and jobs see; the connection's key is put there.
+        Directory that only this user can read, and jobs see; the connection's key is put there.
     """
     from dask_jobqueue import SLURMCluster
     from distributed import Status
@@ -158,7 +158,7 @@ def slurm_cluster(settings: Slurm, private: Path) -> Any:
     slurm_job: Any = SLURMCluster.job_cls
 
     class Job(slurm_job):
-        """A job that says when it is closed; one that sbatch refused would not be closed else."""
+        """A job that can be closed although sbatch refused it."""
 
         async def close(self) -> None:
             await super().close()
@@ -198,7 +198,7 @@ def slurm_cluster(settings: Slurm, private: Path) -> Any:
 
 
 def _key_in(private: Path) -> Any:
-    """A new key for the scheduler, the workers and us, as files of a directory."""
+    """Make a new key for the scheduler, the workers and this process, as files of a directory."""
     from distributed.security import Security
 
     made = Security.temporary().get_tls_config_for_role("worker")
@@ -215,7 +215,7 @@ def _key_in(private: Path) -> Any:
 
 
 def kubernetes_pods(settings: Kubernetes) -> KubernetesPods:
-    """Workers in pods of Kubernetes; nothing is created yet.
+    """The start of workers in pods of Kubernetes; nothing is created yet.
 
     Raises
     ------
@@ -235,12 +235,12 @@ def kubernetes_pods(settings: Kubernetes) -> KubernetesPods:
 
 @dataclass(frozen=True)
 class KubernetesPods(Start):
-    """Pods that the Dask operator makes of a manifest.
+    """Workers in pods that the Dask operator makes of a manifest.
 
     Attributes
     ----------
     settings
-        What the cluster file says.
+        Settings of the cluster file.
     """
 
     settings: Kubernetes | None = None
@@ -251,7 +251,7 @@ class KubernetesPods(Start):
 
     @property
     def name(self) -> str:
-        """What it is called in an error."""
+        """Name of these workers in an error message."""
         return "The scheduler in Kubernetes"
 
     def begin(self) -> tuple[Any, Any]:
@@ -270,7 +270,7 @@ class KubernetesPods(Start):
         begun: list[Any] = []
 
         class Pods(base):
-            """Known before it is ready, to be closed where it never is."""
+            """A cluster that is known before it is ready, so that it is closed if it never is."""
 
             def __init__(self) -> None:
                 begun.append(self)
@@ -280,12 +280,12 @@ class KubernetesPods(Start):
         (pods,) = begun
         if failure is not None:
             _within(CLOSE_SECONDS, pods.close)
-            pods.shutdown_on_close = False  # it was tried: not again, aloud, at exit
+            pods.shutdown_on_close = False  # closing was tried: not again at exit
             raise failure
         return Client(pods), pods
 
     def refusal(self, error: BaseException) -> ResourceError:
-        """What Kubernetes, or its client, said."""
+        """The error with what Kubernetes, or its client, said."""
         return super().refusal(_in_a_line(error))
 
 
@@ -296,9 +296,9 @@ def _in_a_line(error: BaseException) -> BaseException:
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> BaseException | None:
-    """What goes wrong in some work, or that it takes too long; it is not waited for any longer.
+    """The error of some work, or that it takes too long; it is not waited for any longer.
 
-    For work that waits without end, as KubeCluster does for a pod that never runs.
+    It is for work that waits without end, as KubeCluster does for a pod that never runs.
     """
     failures: list[BaseException] = []
 
@@ -317,7 +317,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> BaseException | None:
 
 
 def _workers_of(manifest: Path) -> int:
-    """How many workers a manifest's default group has, one a GPU where pods ask for any."""
+    """Number of workers of a manifest's default group, one per GPU where pods ask for any."""
     try:
         content = yaml.safe_load(manifest.read_text())
         if content["kind"] != "DaskCluster":

@@ -1,4 +1,4 @@
-"""A file that says where workers come from (``cluster_configs/``)."""
+"""Reading a file that says where workers come from (``cluster_configs/``)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXAMPLES = "Start from a file in cluster_configs."
 
 
 def read_cluster_file(path: str | Path) -> Start:
-    """Where a file says that workers come from.
+    """The start of the workers that a cluster file describes.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def read_cluster_file(path: str | Path) -> Start:
 
 
 def read_settings(path: str | Path) -> Settings:
-    """What a file says of the workers; nothing is looked up or started.
+    """The settings of a cluster file; nothing is looked up or started.
 
     Paths in it are relative to the file.
 
@@ -144,7 +144,7 @@ def _value(path: Path, name: str, value: Any, rule: Rule) -> Any:
 
 
 def _check(path: Path, settings: Settings) -> None:
-    """Refuse what each key allows but not all of them together."""
+    """Refuse values that their keys allow but that contradict one another."""
     if isinstance(settings, Cpus | Gpus) and settings.memory_limit is not None:
         _check_memory(path, "memory_limit", settings.memory_limit, 1)
     if isinstance(settings, Slurm):

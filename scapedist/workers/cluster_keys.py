@@ -1,4 +1,4 @@
-"""What a cluster file may say: the kinds of workers, the keys of each and what a key may hold."""
+"""The kinds of workers of a cluster file, the keys of each kind and the values of each key."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from scapedist.errors import ResourceError
 from scapedist.plan import parse_bytes
 
 NOT_IN_SCRIPTS = re.compile(r"[^\w@%+=:,./~-]")
-"""Characters that a shell would not take as they are."""
+"""Pattern of the characters that a shell would not take as they are."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key may hold.
+    """The values that a key may have.
 
     Attributes
     ----------
     expected
-        As an error says it, after "KEY is".
+        Description of the values in an error message, after "KEY is".
     read
-        The setting of what the file holds; ValueError where it is not what is expected.
+        Function from the file's value to the setting; ValueError where it is not as expected.
     """
 
     expected: str
@@ -126,20 +126,20 @@ DIRECTIVES = Rule("a list of sbatch options, as [--constraint=a100]", _directive
 
 
 def key(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
-    """A key of a kind; one without a default must be given."""
+    """A key of a kind of workers; one without a default must be given."""
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
 @dataclass(frozen=True)
 class Cpus:
-    """Processes on the cores of this machine.
+    """Workers on the cores of this machine.
 
     Attributes
     ----------
     workers
-        How many; None for one a core.
+        Number of workers; None for one per core.
     memory_limit
-        Bytes that each may use; None for no limit.
+        Bytes that each worker may use; None for no limit.
     """
 
     kind: ClassVar[str] = "cpus"
@@ -149,14 +149,14 @@ class Cpus:
 
 @dataclass(frozen=True)
 class Gpus:
-    """A process on each of several GPUs of this machine.
+    """Workers on GPUs of this machine, one per GPU.
 
     Attributes
     ----------
     gpus
         ``all``, or numbers as ``0,2`` among those that are visible.
     memory_limit
-        Bytes of host memory that each may use; None for no limit.
+        Bytes of host memory that each worker may use; None for no limit.
     """
 
     kind: ClassVar[str] = "gpus"
@@ -171,15 +171,15 @@ class Slurm:
     Attributes
     ----------
     jobs
-        How many jobs.
+        Number of jobs.
     memory
-        Bytes of host memory of a job.
+        Bytes of host memory per job.
     walltime
         Time that a job may take, as sbatch reads it.
     workers_per_job
-        Workers of one thread in a job; with GPUs there is one a GPU.
+        Workers of one thread per job; with GPUs there is one per GPU.
     gpus_per_job
-        GPUs of a job; 0 to compute on cores.
+        GPUs per job; 0 to compute on cores.
     queue, account
         Partition and account that jobs run in; None for the machine's own.
     interface
@@ -189,9 +189,9 @@ class Slurm:
     prologue
         Shell lines that a job runs before its workers.
     shared_directory
-        Where a job finds the key of the connection; None for the current directory.
+        Directory where a job finds the key of the connection; None for the current one.
     wait_minutes
-        How long the queue is waited for.
+        Minutes to wait for the queue.
     """
 
     kind: ClassVar[str] = "slurm"
@@ -210,7 +210,7 @@ class Slurm:
 
     @property
     def workers_of_a_job(self) -> int:
-        """Workers of a job, one a GPU where it has any."""
+        """Workers per job, one per GPU where jobs have any."""
         return self.gpus_per_job or self.workers_per_job or 1
 
 
@@ -223,11 +223,11 @@ class Kubernetes:
     manifest
         File of a DaskCluster resource.
     namespace
-        Where it is created; None for the current one.
+        Namespace of the resource; None for the current one.
     device
-        What the workers compute on: ``cpu`` or ``cuda``.
+        Device that the workers compute on: ``cpu`` or ``cuda``.
     wait_minutes
-        How long the pods are waited for.
+        Minutes to wait for the pods.
     """
 
     kind: ClassVar[str] = "kubernetes"
@@ -244,9 +244,9 @@ class Scheduler:
     Attributes
     ----------
     address, file
-        Its address, or its scheduler file; one of them.
+        Address or scheduler file of the scheduler; one of them.
     gpus
-        Whether its workers compute on a GPU each.
+        Whether each of its workers computes on a GPU.
     """
 
     kind: ClassVar[str] = "scheduler"

@@ -1,4 +1,4 @@
-"""Workers of a Dask scheduler: what they are asked, and what happens when one is lost."""
+"""Work by a Dask scheduler's workers, and what happens when one of them is lost."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from scapedist.workers.serial import Serial, Task, Work, attempt, one_thread
 from scapedist.workers.start import Start
 
 TASKS_AHEAD = 16
-"""Tasks handed to the scheduler for each worker: enough that none waits for its next."""
+"""Number of tasks handed to the scheduler per worker: enough that none waits for its next."""
 WATCH_SECONDS = 1.0
-"""Between looks at how many workers there are."""
+"""Seconds between looks at how many workers there are."""
 MOST_LOSSES = 5
-"""Times that what is shared may be lost with all workers that hold it."""
+"""Number of times that shared data may be lost with all workers that hold them."""
 
 
 class Distributed(Serial):
@@ -30,7 +30,7 @@ class Distributed(Serial):
     Parameters
     ----------
     start
-        Where they come from.
+        Start of the workers.
     """
 
     def __init__(self, start: Start) -> None:
@@ -65,7 +65,7 @@ class Distributed(Serial):
             self._failure = error
 
     def connected(self) -> Any:
-        """The client, as soon as the workers are there.
+        """The Dask client, as soon as the workers are there.
 
         Raises
         ------
@@ -86,7 +86,7 @@ class Distributed(Serial):
         return self._client
 
     def _check_workers(self) -> None:
-        """Wait for workers; refuse those without scapedist, or with another version of it."""
+        """Wait for workers; refuse those without scapedist or with another version of it."""
         self._wait(self._start.n_workers)
         ours = metadata.version("scapedist")
         theirs = self._client.run(metadata.version, "scapedist", on_error="return")
@@ -99,7 +99,7 @@ class Distributed(Serial):
                 )
 
     def _wait(self, wanted: int = 1) -> None:
-        """Wait for as many workers, for the time that is given to that; refuse where none comes."""
+        """Wait for the workers wanted, as long as their start allows; refuse where none comes."""
         with contextlib.suppress(TimeoutError):
             self._client.wait_for_workers(max(wanted, 1), timeout=self._start.seconds)
         if not self._count():
@@ -112,7 +112,7 @@ class Distributed(Serial):
         )
 
     def _count(self) -> int:
-        """How many workers there are now: a scheduler's come and go."""
+        """Number of workers now, as a scheduler's come and go."""
         self.n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
         return self.n_workers
 
@@ -122,7 +122,7 @@ class Distributed(Serial):
         Raises
         ------
         ResourceError
-            Naming the worker and the path.
+            Where a path is missing, naming the worker and the path.
         """
         if self.local:
             return
@@ -152,7 +152,7 @@ class Distributed(Serial):
                     ) from None
 
     def _run(self, work: Work, shared: Any, tasks: dict[int, Task]) -> Iterator[tuple[int, Any]]:
-        """The same once; a few tasks a worker are with the scheduler at any time."""
+        """Yield results until shared data are lost, with a few tasks per worker scheduled."""
         from distributed import CancelledError, as_completed
         from distributed.scheduler import KilledWorker
 
@@ -198,7 +198,7 @@ class Distributed(Serial):
             client.cancel(list(held), force=True)
 
     def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """The result of one call, made by a worker where it is near or has the device."""
+        """Run one call on a worker if workers are local or have a GPU, else in this process."""
         if not self.local and self.device == "cpu":
             return work(*arguments)
         return self.connected().submit(work, *arguments, pure=False).result()
@@ -215,7 +215,7 @@ class Distributed(Serial):
 
 
 class _Watch:
-    """Gives up the tasks of workers that have all left and do not come back."""
+    """A watch that gives up all tasks when all workers have left and none comes back."""
 
     def __init__(self, workers: Distributed, held: set[Any]) -> None:
         self.abandoned = False
@@ -234,17 +234,17 @@ class _Watch:
                     return
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._stopped.set()
         self._thread.join()
 
 
 class _Lost(Exception):
-    """What all tasks share is gone with the workers that held it."""
+    """Signal that the data that all tasks share are gone with the workers that held them."""
 
 
 def _quiet() -> None:
-    """Keep Dask's own words off the terminal: failures reach the user as our errors."""
+    """Keep Dask's messages off the terminal, as failures reach the user as our errors."""
     for name in ("distributed", "tornado", "bokeh"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

@@ -1,4 +1,4 @@
-"""The GPUs of this machine: which there are, whether they can be used, how much memory is free."""
+"""The GPUs of this machine: which there are, whether they can be used, and their free memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scapedist.errors import InputError, ResourceError
 from scapedist.workers.start import LocalGpus
 
 POOL_FRACTION = 0.8
-"""Of the free memory: the pool that torch and CuPy share."""
+"""Fraction of a GPU's free memory in the pool that torch and CuPy share."""
 DRIVER_OF = {12: 525, 13: 580}
-"""First driver for a CUDA major version."""
+"""First driver version for each CUDA major version."""
 WITHOUT = "CPUs compute without --gpus, or by a cluster file of kind cpus."
 
 
@@ -25,7 +25,7 @@ class Gpu:
     Attributes
     ----------
     identity
-        As ``CUDA_VISIBLE_DEVICES`` names it: a number or a UUID.
+        Number or UUID of the GPU, as ``CUDA_VISIBLE_DEVICES`` names it.
     name
     free_bytes
     """
@@ -36,7 +36,7 @@ class Gpu:
 
 
 def local_gpus(asked: str, memory_limit: int | None = None) -> LocalGpus:
-    """Workers on GPUs of this machine, one each.
+    """The start of workers on GPUs of this machine, one per GPU.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def local_gpus(asked: str, memory_limit: int | None = None) -> LocalGpus:
 
 
 def check_packages() -> None:
-    """Refuse where the packages of the extra are missing."""
+    """Refuse where the packages of the GPU extra are missing."""
     missing = [name for name in ("cupy", "rmm", "dask_cuda") if find_spec(name) is None]
     if missing:
         raise ResourceError(
@@ -73,7 +73,7 @@ def check_packages() -> None:
 
 
 def needed_cuda() -> int:
-    """The CUDA major version that the installed extra was built for."""
+    """CUDA major version that the installed GPU extra was built for."""
     return 12 if any(_has(f"cupy-cuda{major}x") for major in (11, 12)) else 13
 
 
@@ -127,7 +127,7 @@ def visible_gpus() -> list[Gpu]:
 
 
 def named_visible(variable: str | None, numbers: Sequence[str]) -> list[str]:
-    """What ``CUDA_VISIBLE_DEVICES`` lets a process see, of the machine's GPUs."""
+    """The GPUs of the machine that ``CUDA_VISIBLE_DEVICES`` lets a process see."""
     if variable is None:
         return list(numbers)
     return [name.strip() for name in variable.split(",") if name.strip()]
@@ -139,11 +139,11 @@ def check_driver(driver: str, its_cuda: int, needed: int) -> None:
     Parameters
     ----------
     driver
-        Its version, as ``570.86.15``.
+        Version of the driver, as ``570.86.15``.
     its_cuda
-        The newest CUDA major version that it runs.
+        Newest CUDA major version that the driver runs.
     needed
-        That of the installed packages.
+        CUDA major version of the installed packages.
     """
     if its_cuda < needed:
         older = ", or `pip install 'scapedist[cuda12]'`" if needed > 12 and its_cuda >= 12 else ""

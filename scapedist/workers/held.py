@@ -1,4 +1,4 @@
-"""What a process makes once of what it is sent, and keeps for the tasks that follow."""
+"""Data that a process makes once from what it is sent, and keeps for the tasks that follow."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Shared(Protocol):
-    """What is sent to each worker once; its token tells it from others."""
+    """Data sent to each worker once; its token tells it from others."""
 
     @property
     def token(self) -> str:
-        """Different for whatever is not the same."""
+        """Text that tells shared data from others."""
 
 
 S = TypeVar("S", bound=Shared)
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 
 class Held(Generic[S, T]):
-    """Something made of what is shared, kept in this process until another one is asked for.
+    """Cache in this process of one object made from shared data, until that of others is asked for.
 
     Parameters
     ----------
     make
-        Makes it; what was held before is freed first.
+        Function that makes the object; the one held before is freed first.
     """
 
     def __init__(self, make: Callable[[S], T]) -> None:
@@ -32,12 +32,12 @@ class Held(Generic[S, T]):
         self._held: dict[str, T] = {}
 
     def __call__(self, shared: S) -> T:
-        """What is made of ``shared``, now or before."""
+        """The object made from ``shared``, now or before."""
         if shared.token not in self._held:
             self._held.clear()
             self._held[shared.token] = self._make(shared)
         return self._held[shared.token]
 
     def forget(self) -> None:
-        """Free what is held."""
+        """Free the object that is held."""
         self._held.clear()

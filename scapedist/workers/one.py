@@ -1,4 +1,4 @@
-"""What is estimated from whole arrays: in this process, or by one worker with a GPU."""
+"""Estimates from whole arrays, made in this process or by one worker with a GPU."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from scapedist.workers.serial import Serial
 
 
 def one_of(workers: Serial) -> Serial:
-    """Who estimates: a worker with a GPU; on the CPU this process, with all its cores."""
+    """The worker that estimates: one with a GPU; on the CPU this process, with all its cores."""
     return Serial() if workers.device == "cpu" else workers
 
 
 def sketch_by(workers: Serial) -> Callable[..., Sketch]:
-    """:func:`scapedist.analysis.sketch.make_sketch`, with all distances by a GPU where one is."""
+    """Function :func:`scapedist.analysis.sketch.make_sketch`, run by a GPU where there is one."""
     if workers.device == "cpu":
         return make_sketch
     return partial(workers.call, partial(make_sketch, nearest=backend.nearest_by_gpu))
 
 
 def umap_by(workers: Serial) -> Callable[[np.ndarray, int], np.ndarray]:
-    """What makes a UMAP of points (n, k) by a seed: (n, 2) float32."""
+    """Function that makes a UMAP (n, 2) float32 of points (n, k) by a seed."""
     return partial(one_of(workers).call, _umap, workers.device)
 
 
@@ -35,7 +35,7 @@ def _umap(device: str, points: np.ndarray, seed: int) -> np.ndarray:
 
 
 def ridge_by(workers: Serial) -> Callable[[np.ndarray, np.ndarray], Ridge]:
-    """What fits a ridge regression to a kernel (n, n) and targets (n, r), float64."""
+    """Function that fits a ridge regression to a kernel (n, n) and targets (n, r), float64."""
     return partial(one_of(workers).call, _ridge, workers.device)
 
 

@@ -1,4 +1,4 @@
-"""The calling process as the one worker, and what it means to compute a batch in any."""
+"""The calling process as the only worker, and how a batch is computed in any process."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from scapedist.errors import ResourceError
 from scapedist.plan import Budget
 
 MEMORY_SHARE = 0.75
-"""Of the machine's memory, that a process takes where no limit is given."""
+"""Fraction of the machine's memory that a process may use where no limit is given."""
 Task = Any
 Work = Callable[[Any, Task], Any]
 
 
 class Serial:
-    """The calling process.
+    """The calling process as the only worker.
 
     Parameters
     ----------
     device
-        What it computes on: ``cpu`` or ``cuda``.
+        Device that it computes on: ``cpu`` or ``cuda``.
     memory_limit
         Bytes of host memory that each worker may use; None for no limit.
     """
@@ -44,7 +44,7 @@ class Serial:
         return budget_of(self.memory_limit)
 
     def begin(self) -> None:
-        """Have the workers ready soon; without it they start when they are first needed."""
+        """Start the workers in the background; without it they start when they are first needed."""
 
     def run(self, work: Work, shared: Any, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """Yield (task's number, result) in order."""
@@ -58,14 +58,14 @@ class Serial:
         return [found[number] for number in range(len(tasks))]
 
     def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """The result of one call, made where torch is loaded already and the device is."""
+        """Run one call in a process that has torch and the device."""
         return work(*arguments)
 
     def check_files(self, paths: Sequence[str | Path]) -> None:
         """Refuse where a worker cannot read what it will need."""
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Release the workers; there is nothing to release here."""
 
     def __enter__(self) -> Serial:
         return self
@@ -80,7 +80,7 @@ class Serial:
 
 
 def attempt(work: Work, shared: Any, task: Task) -> Any:
-    """The result of a task; where memory does not suffice for it, an error that says so."""
+    """The result of a task; where its memory does not suffice, an error that says so."""
     try:
         return work(shared, task)
     except (RuntimeError, MemoryError) as error:
@@ -94,14 +94,14 @@ def attempt(work: Work, shared: Any, task: Task) -> Any:
 
 
 def budget_of(memory_limit: int | None) -> Budget:
-    """The memory that a limit leaves to a process; most of the machine's without one."""
+    """The memory that a process may use: the limit, or most of the machine's without one."""
     if memory_limit is not None:
         return Budget(memory_limit)
     return Budget(int(MEMORY_SHARE * available_memory()), asked=False)
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -118,7 +118,7 @@ def available_memory() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch and numpy on one thread: a batch's sums are the same everywhere, none waits."""
+    """Context with torch and numpy on one thread: a batch's sums are the same everywhere."""
     import torch
 
     before = torch.get_num_threads()

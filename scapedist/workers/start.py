@@ -1,4 +1,4 @@
-"""Where workers come from: local processes, local GPUs, a scheduler that runs already."""
+"""Starting workers: local processes, local GPUs, a scheduler that runs already."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ LIGHT = {
     "distributed.worker.profile.enabled": False,  # its sampling takes time from Python
     "distributed.admin.tick.interval": "1s",  # every 20 ms takes 5 % of a core, doing nothing
 }
-"""Settings of local workers and their scheduler: cores are for the work."""
+"""Dask settings of local workers and their scheduler that leave the cores to the work."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """How workers are had; each kind says how it begins.
+    """The start of some workers; each kind says how it begins.
 
     Attributes
     ----------
     n_workers
-        How many there will be, where that is known.
+        Number of workers there will be, where that is known.
     device
-        What each computes on: ``cpu`` or ``cuda``.
+        Device that each computes on: ``cpu`` or ``cuda``.
     local
-        Whether they are processes of this machine that we start.
+        Whether the workers are processes of this machine that we start.
     memory_limit
-        Bytes of host memory that each may use; None for no limit.
+        Bytes of host memory that each worker may use; None for no limit.
     seconds
-        How long they are waited for.
+        Seconds to wait for the workers.
     """
 
     n_workers: int = 0
@@ -47,18 +47,18 @@ class Start:
 
     @property
     def name(self) -> str:
-        """What it is called in an error."""
+        """Name of these workers in an error message."""
         return "The scheduler"
 
     def prepare(self) -> None:
-        """What must be done in the calling thread before :meth:`begin`."""
+        """Do what must be done in the calling thread before :meth:`begin`."""
 
     def begin(self) -> tuple[Any, Any]:
-        """A Dask client, and what is to be closed after it (or None)."""
+        """Start the workers; return a Dask client, and what is to be closed after it (or None)."""
         raise NotImplementedError
 
     def refusal(self, error: BaseException) -> ResourceError:
-        """What is told where :meth:`begin` failed."""
+        """The error to raise where :meth:`begin` failed."""
         if isinstance(error, ResourceError):
             return error
         return ResourceError(f"Workers could not be started ({error}). {self.way_out}")
@@ -66,12 +66,12 @@ class Start:
 
 @dataclass(frozen=True)
 class LocalProcesses(Start):
-    """Processes of this machine, forked from one that has imported what they need.
+    """Workers in processes of this machine, forked from one that has imported what they need.
 
     Attributes
     ----------
     preloaded
-        Modules that it imports, by name.
+        Names of the modules that the forked process has imported.
     """
 
     local: bool = True
@@ -106,14 +106,14 @@ class LocalProcesses(Start):
 
 @dataclass(frozen=True)
 class LocalGpus(Start):
-    """One process for each GPU of this machine; torch and CuPy share its memory pool.
+    """Workers on GPUs of this machine, one per GPU; torch and CuPy share its memory pool.
 
     Attributes
     ----------
     gpus
-        As ``CUDA_VISIBLE_DEVICES`` names them.
+        GPUs as ``CUDA_VISIBLE_DEVICES`` names them.
     pool_bytes
-        Size of the pool on each.
+        Size of the pool on each GPU.
     """
 
     device: str = "cuda"
@@ -145,23 +145,23 @@ class LocalGpus(Start):
 
 @dataclass(frozen=True)
 class GivenScheduler(Start):
-    """A Dask scheduler that runs already.
+    """Workers of a Dask scheduler that runs already.
 
     Attributes
     ----------
     where
-        Its address (``tcp://host:port``) or its scheduler file.
+        Address (``tcp://host:port``) or scheduler file of the scheduler.
     """
 
     where: str = ""
 
     @property
     def name(self) -> str:
-        """What it is called in an error."""
+        """Name of these workers in an error message."""
         return f"The scheduler {self.where}"
 
     def begin(self) -> tuple[Any, Any]:
-        """Connect."""
+        """Connect to the scheduler."""
         from distributed import Client
 
         if "://" in self.where:
@@ -169,7 +169,7 @@ class GivenScheduler(Start):
         return Client(scheduler_file=self.where, timeout=self.seconds), None
 
     def refusal(self, error: BaseException) -> ResourceError:
-        """That it could not be reached."""
+        """The error that the scheduler could not be reached."""
         return ResourceError(
             f"{self.name} could not be reached in {self.seconds:.0f} s ({type(error).__name__}). "
             "Check that it runs and can be reached from here, or use --workers."
@@ -190,7 +190,7 @@ def start_forkserver(preloaded: Sequence[str]) -> None:
 
 
 def stop_forkserver() -> None:
-    """End that process where nothing else runs from it: it holds torch, and the rest needs none."""
+    """End the process that workers are forked from, where none runs: it holds torch in memory."""
     from multiprocessing import active_children, forkserver
 
     if not active_children():
@@ -199,7 +199,7 @@ def stop_forkserver() -> None:
 
 @contextlib.contextmanager
 def main_module_left_alone() -> Iterator[None]:
-    """Start processes that do not run the caller's script again.
+    """Context in which started processes do not run the caller's script again.
 
     multiprocessing would import it in each worker: slow for the command line, and an error for a
     script without ``if __name__ == "__main__"``. Workers need nothing of it.
