@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -277,38 +277,49 @@ def power(rows: Sequence[Row], variable: str, what: str) -> float:
 
 CHILD = """
 import importlib, json, sys
-sys.path.insert(0, sys.argv[1])
-print(json.dumps(getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(*sys.argv[4:])))
+folder, script, function, arguments = sys.argv[1:]
+sys.path.insert(0, folder)
+print(json.dumps(getattr(importlib.import_module(script), function)(*json.loads(arguments))))
 """
 
 
-def alone(script: str, *arguments: str, child: str = "child") -> Row:
-    """What a function of a script returns in a fresh process; ``error`` where that fails."""
-    program = [sys.executable, "-c", CHILD, str(Path(__file__).parent), script, child, *arguments]
-    done = subprocess.run(program, capture_output=True, text=True)
+def alone(script: str, *arguments: Any, child: str = "child") -> Row:
+    """What a function of a script returns in a fresh process, of arguments as JSON has them."""
+    about = (str(Path(__file__).parent), script, child, json.dumps(arguments, default=str))
+    done = subprocess.run([sys.executable, "-c", CHILD, *about], capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        return {"error": lines[-1] if lines else f"ended with {done.returncode}"}
+        raise RuntimeError(lines[-1] if lines else f"ended with {done.returncode}")
     found: Row = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def in_turns(script: str, ways: Mapping[Any, Sequence[str]], n_rounds: int) -> dict[Hashable, Row]:
-    """Median time and memory of ways that take turns, each ``alone``; the error of one that fails.
+def in_turns(
+    script: str,
+    ways: Mapping[Any, Sequence[Any]],
+    n_rounds: int,
+    place: Path,
+    compared: Callable[[Any, Path], Row],
+) -> dict[Any, Row]:
+    """A row of each way: median time and memory, or its error, and how its answer compares.
 
-    ``ways`` has the arguments of each.
+    Ways take turns, each ``alone`` with its arguments and a file for its answer.
     """
-    took: dict[Hashable, list[Row]] = {way: [] for way in ways}
+    took: dict[Any, list[Row]] = {way: [] for way in ways}
+    rows: dict[Any, Row] = {way: {"seconds": "", "above idle MiB": "", "error": ""} for way in ways}
+    files = {way: place / f"{number}.npz" for number, way in enumerate(ways)}
     for _ in range(n_rounds):
-        for way, arguments in ways.items():
-            if not any("error" in found for found in took[way]):
-                took[way].append(alone(script, *arguments))
-    rows: dict[Hashable, Row] = {}
-    for way, found in took.items():
-        rows[way] = {"seconds": "", "above idle MiB": "", "error": found[-1].get("error", "")}
-        if not rows[way]["error"]:
-            rows[way]["seconds"] = statistics.median(each["seconds"] for each in found)
-            rows[way]["above idle MiB"] = statistics.median(each["bytes"] for each in found) / MIB
+        for way in (way for way in ways if not rows[way]["error"]):
+            try:
+                took[way].append(alone(script, *ways[way], files[way]))
+            except RuntimeError as error:
+                took[way].append({"error": str(error)})
+            rows[way]["error"] = took[way][-1].get("error", "")
+    for way, row in rows.items():
+        if not row["error"]:
+            row["seconds"] = statistics.median(each["seconds"] for each in took[way])
+            row["above idle MiB"] = statistics.median(each["bytes"] for each in took[way]) / MIB
+            row |= compared(way, files[way])
     return rows
 
 
@@ -319,29 +330,31 @@ def limit_memory() -> None:
 
 
 def timed(
-    work: Callable[[Any], Any],
-    load: Callable[[str], Any],
+    work: Callable[[Any], Row],
+    load: Callable[[Path], Any],
     few: str,
     place: str,
+    result: str,
     everywhere: Callable[[Callable[[], int]], int] = lambda call: call(),
-) -> tuple[Row, Any]:
-    """Seconds and peak of work on what lies in a place, or its error; and what it returned.
+) -> Row:
+    """Seconds and peak of work on what lies in a place, or its error; its arrays go to a file.
 
     It has been done with what lies in ``few`` before. The peak is above what the process held
     then, what is loaded included; ``everywhere`` sums it over other processes, too.
     """
     try:
-        work(load(few))
+        work(load(Path(few)))
         before = everywhere(reset_peak)
-        given = load(place)
+        given = load(Path(place))
         start = time.perf_counter()
         found = work(given)
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, "bytes": everywhere(peak_bytes) - before}, found
+        row = {"seconds": time.perf_counter() - start, "bytes": everywhere(peak_bytes) - before}
     except Exception as error:  # of another package: a row like others
-        return {
-            "error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        }, None
+        return {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+    import numpy as np
+
+    np.savez(result, **found)
+    return row
 
 
 def reset_peak() -> int:

@@ -9,6 +9,7 @@ included. Merges are compared with SciPy's as the sets of points that they make.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -97,8 +98,7 @@ def distances(place: Path) -> np.ndarray:
 
 def square(place: Path) -> np.ndarray:
     """Squared distances of all pairs, (n, n) float64."""
-    size = (place / "squared").stat().st_size // 8
-    n = (1 + int(np.sqrt(1 + 8 * size))) // 2
+    n = len(points(place))
     found = np.zeros((n, n))
     with (place / "squared").open("rb") as stream:
         for row in range(n - 1):
@@ -164,12 +164,7 @@ def child(program: str, linkage: str, place: str, few: str, result: str) -> Row:
     """Seconds and peak of a program in a fresh process; its tree is left in a file."""
     harness.limit_memory()
     work, given, _ = PROGRAMS[program]
-    row, found = harness.timed(
-        partial(work, linkage), lambda folder: given(Path(folder)), few, place
-    )
-    if found is not None:
-        np.save(result, found)
-    return row
+    return harness.timed(lambda what: {"found": work(linkage, what)}, given, few, place, result)
 
 
 # -- the tables
@@ -189,8 +184,7 @@ def run(size: str) -> Row:
                 programs = [name for name, (*_, of) in PROGRAMS.items() if linkage in of]
                 chosen = [OF_MANY] if many else programs
                 rows += measured(n, linkage, chosen, place, few, n_rounds)
-            for path in place.iterdir():
-                path.unlink()
+            shutil.rmtree(place)
     dimensions = {"dimensions": ISOMETRIC_COLUMNS, "states": N_STATES}
     return dimensions | {"rows": rows, "exponents": exponents(rows)}
 
@@ -198,22 +192,17 @@ def run(size: str) -> Row:
 def measured(
     n: int, linkage: str, programs: list[str], place: Path, few: Path, n_rounds: int
 ) -> list[Row]:
-    """A row of each program, which take turns; SciPy's tree is the reference."""
-    results = {name: place / f"{number}.npy" for number, name in enumerate(programs)}
-    ways = {
-        name: (name, linkage, str(place), str(few), str(path)) for name, path in results.items()
-    }
-    took, rows = harness.in_turns("linkage", ways, n_rounds), []
-    reference = None
-    if REFERENCE in took and not took[REFERENCE]["error"]:
-        reference = np.load(results[REFERENCE])
-    for name, path in results.items():
-        row = {"n": n, "linkage": linkage, "program": name, **took[name]}
-        row |= dict.fromkeys(("merges unlike", "height error", "Rand index"), "")
-        if reference is not None and not row["error"]:
-            row |= compared(name, np.load(path), reference)
-        rows.append(row)
-    return rows
+    """A row of each program, which take turns; SciPy's tree, the first, is the reference."""
+    ways = {name: (name, linkage, place, few) for name in programs}
+    trees: dict[str, np.ndarray] = {}
+
+    def answer(name: str, path: Path) -> Row:
+        trees[name] = np.load(path)["found"]
+        reference = trees.get(REFERENCE)
+        return {} if reference is None else compared(name, trees[name], reference)
+
+    took = harness.in_turns("linkage", ways, n_rounds, place, answer)
+    return [{"n": n, "linkage": linkage, "program": name, **took[name]} for name in programs]
 
 
 def compared(name: str, found: np.ndarray, reference: np.ndarray) -> Row:

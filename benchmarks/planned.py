@@ -7,7 +7,6 @@ times, measured and planned, of stages that take long enough to fit.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import harness
@@ -64,11 +63,10 @@ def run(size: str) -> Row:
     return {"rows": rows, "stages": stages, "exponents": exponents(stages)}
 
 
-def child(workdir: str, case: str) -> Row:
+def child(workdir: str, sketch: int, box: int, workers: int, embedding: str) -> Row:
     """What ``scapedist plan`` says of a run."""
     from scapedist.landscape.cost import cost_of_run
 
-    sketch, box, workers, embedding = json.loads(case)
     chosen = {"sketch": {"size": sketch}, "generate": {"box_size": box}}
     cost = cost_of_run(workdir, EPOCH, None, workers, None, chosen, embedding)
     return {
@@ -82,9 +80,7 @@ def compare(case: tuple[int, int, int, str], workdir: Path, output: Path) -> tup
     """A run's row and its stages' rows."""
     from scapedist import Run
 
-    planned = harness.alone("planned", str(workdir), json.dumps(case))
-    if "error" in planned:
-        raise RuntimeError(planned["error"])
+    planned = harness.alone("planned", workdir, *case)
     sketch, box, workers, embedding = case
     took = measure(scapedist_run(workdir, output, sketch, box, workers, "--embed", embedding))
     store, disk = Run(output).store, disk_bytes(output)

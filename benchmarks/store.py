@@ -13,11 +13,10 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import harness
 import mrcfile
@@ -49,10 +48,8 @@ TABLES = (
     Table("rows", WAS_READ, "All volumes read in order, from the page cache.", {"what": ALL}),
 )
 PLOTS = tuple(
-    Panel(
-        "rows", "way", "box {box}", "MiB/s", f"{what}, MiB/s", "", {"what": what, "stored": "whole"}
-    )
-    for what in (WRITE, SYNC, ONE)
+    Panel("rows", "way", "box {box}", "MiB/s", f"{what}, MiB/s", "", {"what": what, "stored": how})
+    for what, how in ((WRITE, "whole"), (SYNC, "whole"), (ONE, "whole"))
 )
 PIXEL_SIZE = 1.5
 Write = Callable[[int, np.ndarray], Any]
@@ -60,8 +57,7 @@ Writer = Callable[[Path, tuple[int, ...]], Write]
 Read = Callable[[int], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """Volumes of a box, rounds in which all are written and all read, and reads at random."""
 
     box: int
@@ -133,32 +129,30 @@ def readers(folders: dict[str, Path], shape: tuple[int, ...]) -> dict[str, Read]
     name = FULL if whole else MASKED
     files, run, plain = folders[FILES], folders[OURS], folders["zarr"] / "array"
     ours, array = RunStore(run).array(name), zarr.open_array(plain, mode="r")
+
+    def anew() -> Any:
+        return zarr.open_array(run / GROUP / name, mode="r")
+
     found: dict[str, Read] = {
         FILES: lambda number: np.fromfile(files / f"{number}.raw", np.float32).reshape(shape[1:]),
         OURS: lambda number: read_rows(ours, slice(number, number + 1))[0],
-        f"{OURS}, opened anew": lambda number: read_rows(
-            zarr.open_array(run / GROUP / name, mode="r"), slice(number, number + 1)
-        )[0],
+        f"{OURS}, opened anew": lambda number: read_rows(anew(), slice(number, number + 1))[0],
         "zarr": lambda number: np.asarray(array[number]),
         "zarr, opened anew": lambda number: np.asarray(zarr.open_array(plain, mode="r")[number]),
     }
     if whole:
         maps = folders["mrcfile.write"]
-        found |= {
-            OPEN: lambda number: _data(mrcfile.open, maps / f"{number}.mrc"),
-            "mrcfile.open, copied": lambda number: np.array(
-                _data(mrcfile.open, maps / f"{number}.mrc")
-            ),
-            "mrcfile.mmap, copied": lambda number: _data(
-                mrcfile.mmap, maps / f"{number}.mrc", np.array
-            ),
-        }
+        found[OPEN] = partial(_data, mrcfile.open, np.asarray, maps)
+        found["mrcfile.open, copied"] = lambda number: np.array(
+            _data(mrcfile.open, np.asarray, maps, number)
+        )
+        found["mrcfile.mmap, copied"] = partial(_data, mrcfile.mmap, np.array, maps)
     return found
 
 
-def _data(opened: Any, path: Path, take: Callable[[Any], Any] = lambda data: data) -> np.ndarray:
-    """The data of an MRC file, or what is taken of it while it is open."""
-    with opened(path) as mrc:
+def _data(opened: Any, take: Callable[[Any], Any], maps: Path, number: int) -> np.ndarray:
+    """What is taken of the data of an MRC file while it is open."""
+    with opened(maps / f"{number}.mrc") as mrc:
         data: np.ndarray = take(mrc.data)
     return data
 
@@ -169,84 +163,65 @@ def _data(opened: Any, path: Path, take: Callable[[Any], Any] = lambda data: dat
 def measured(case: Case, n_values: int | None, place: Path) -> list[Row]:
     """All rows of a case, its volumes whole or as flat rows of some values each.
 
-    Raises
-    ------
-    RuntimeError
-        Where what is read is not what was written.
+    It is an error where what is read is not what was written.
     """
     row_shape = (case.box,) * 3 if n_values is None else (n_values,)
-    shape = (case.n_volumes, *row_shape)
+    n, shape = case.n_volumes, (case.n_volumes, *row_shape)
     volumes = np.random.default_rng(0).standard_normal((4, *row_shape), np.float32)
     writers = WRITERS if n_values is None else FLAT
     folders = {name: place / str(number) for number, name in enumerate(writers)}
-    of_writing = {
-        name: partial(written, way, folders[name], shape, volumes) for name, way in writers.items()
-    }
-    took = in_rounds(of_writing, case.n_rounds)
-    times = {
-        what: {name: [both[number] for both in took[name]] for name in took}
-        for number, what in enumerate((WRITE, SYNC))
-    }
+
+    def written(name: str, number: int) -> tuple[float, float]:
+        """Seconds a volume, and with what goes to the disk; the files of the last time stay."""
+        shutil.rmtree(folders[name], ignore_errors=True)
+        folders[name].mkdir(parents=True)
+        write = writers[name](folders[name], shape)
+
+        def work() -> None:
+            for row in range(n):
+                write(row, volumes[row % len(volumes)])
+
+        os.sync()  # what others left to write is not counted
+        seconds = seconds_of(work)
+        return seconds / n, (seconds + seconds_of(os.sync)) / n
+
+    took = in_rounds(written, writers, case.n_rounds)
     reads = readers(folders, shape)
     for name, read in reads.items():
-        for number in range(len(volumes)):
-            if not np.array_equal(read(number), volumes[number]):
+        for number, volume in enumerate(volumes):
+            if not np.array_equal(read(number), volume):
                 raise RuntimeError(f"{name}: volume {number} is not what was written.")
-    n, rng = case.n_volumes, np.random.default_rng(1)
-    chosen = rng.integers(n, size=case.n_reads).tolist()
-    times[ONE] = in_rounds(
-        {name: partial(was_read, chosen, reads[name]) for name in reads}, case.n_reads
-    )
-    times[ALL] = in_rounds(
-        {name: partial(all_read, n, reads[name]) for name in reads}, case.n_rounds
-    )
-    about: Row = {
-        "box": case.box,
-        "stored": "whole" if n_values is None else "masked",
-        "volumes": n,
+    chosen = np.random.default_rng(1).integers(n, size=case.n_reads).tolist()
+
+    def one_read(name: str, number: int) -> float:
+        return seconds_of(partial(reads[name], chosen[number]))
+
+    def all_read(name: str, number: int) -> float:
+        return seconds_of(lambda: harness.exhaust(map(reads[name], range(n)))) / n
+
+    times = {
+        WRITE: {name: [seconds for seconds, _ in took[name]] for name in took},
+        SYNC: {name: [seconds for _, seconds in took[name]] for name in took},
+        ONE: in_rounds(one_read, reads, case.n_reads),
+        ALL: in_rounds(all_read, reads, case.n_rounds),
     }
+    about = {"box": case.box, "stored": "whole" if n_values is None else "masked", "volumes": n}
     return [
-        {"what": what} | about | row
+        {"what": what, **about, **row}
         for what, found in times.items()
         for row in summary(found, volumes[0].nbytes)
     ]
 
 
-def written(
-    way: Writer, place: Path, shape: tuple[int, ...], volumes: np.ndarray, number: int
-) -> tuple[float, float]:
-    """Seconds a volume that writing takes, and with what goes to the disk; the files stay."""
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    write = way(place, shape)
-
-    def work() -> None:
-        for number in range(shape[0]):
-            write(number, volumes[number % len(volumes)])
-
-    os.sync()  # what others left to write is not counted
-    seconds = seconds_of(work)
-    return seconds / shape[0], (seconds + seconds_of(os.sync)) / shape[0]
-
-
-def was_read(chosen: list[int], read: Read, number: int) -> float:
-    """Seconds that one of some volumes takes."""
-    return seconds_of(partial(read, chosen[number]))
-
-
-def all_read(n_volumes: int, read: Read, number: int) -> float:
-    """Seconds a volume that all in order take."""
-    return seconds_of(lambda: harness.exhaust(map(read, range(n_volumes)))) / n_volumes
-
-
-def in_rounds(ways: Mapping[str, Callable[[int], Any]], n: int) -> dict[str, list[Any]]:
+def in_rounds(way: Callable[[str, int], Any], names: Iterable[str], n: int) -> dict[str, list[Any]]:
     """What ways return for numbers below n, in turns, whose order changes: it has its effect."""
-    found: dict[str, list[Any]] = {name: [] for name in ways}
-    rng, order = random.Random(0), list(ways)
+    order = list(names)
+    found: dict[str, list[Any]] = {name: [] for name in order}
+    rng = random.Random(0)
     for number in range(n):
         rng.shuffle(order)
         for name in order:
-            found[name].append(ways[name](number))
+            found[name].append(way(name, number))
     return found
 
 

@@ -122,7 +122,7 @@ def of_store(found: Row) -> None:
 
 def of_pca(found: Row) -> None:
     *measured, missing = found["rows"]
-    assert missing["error"] == "not installed"
+    assert missing["error"] == "ModuleNotFoundError: No module named 'dask_ml'"
     for row in measured:
         assert (row["rows"], row["voxels"], row["processes"], row["error"]) == (60, 500, 1, "")
         assert row["seconds"] > 0
@@ -234,7 +234,7 @@ def of_landscape_full(found: Row) -> None:
 def test_tiny(one_thread, tmp_path, monkeypatch, capsys, name, options):
     (tmp_path / "umap.py").write_text(UMAP)  # cryoDRGN's other half a minute is its compilation
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(pca, "find_spec", lambda name: None)
+    (tmp_path / "dask_ml.py").write_text("raise ModuleNotFoundError(\"No module named 'dask_ml'\")")
     if name == "landscape_full":  # that of whole_run measures these
         idle = {"cryodrgn": 60 * 2**20, "scapedist": 61 * 2**20}
         monkeypatch.setattr(whole_run, "idle_bytes", lambda workers: idle)
@@ -327,14 +327,13 @@ def test_random_models(tmp_path, command):
     assert model.stack_indices.tolist() == [1, 3, 5, 7, 9]
 
 
-def test_random_models_are_the_same_for_the_same_seed(tmp_path):
-    first, again, other = (
-        open_model(random_model.write_random_model(tmp_path / name, box_size=8, seed=seed), 19)
-        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+def test_random_models_are_always_the_same(tmp_path):
+    first, again = (
+        open_model(random_model.write_random_model(tmp_path / name, box_size=8), 19)
+        for name in "ab"
     )
     assert (first.latents == again.latents).all()
     assert (first.decode(first.latents[:1]) == again.decode(first.latents[:1])).all()
-    assert (first.decode(first.latents[:1]) != other.decode(first.latents[:1])).any()
 
 
 # -- parts of single benchmarks
@@ -441,17 +440,17 @@ def test_pca_targets_of_each_number_of_processes():
 def test_pca_by_two_processes_and_what_fails(tmp_path):
     group = pca.make_store(pca.Case(70, voxels=300), tmp_path)
     result = tmp_path / "found.npz"
-    assert harness.alone("pca", pca.GRAM, "2", *map(str, (group, group, result)))["bytes"] > 0
+    assert harness.alone("pca", pca.GRAM, 2, group, group, result)["bytes"] > 0
     vectors, variance = pca.exact(group)
     assert max(pca.errors(result, (vectors, variance)).values()) < 1e-10
     turned = vectors.copy()
     turned[0] += 1e-3 * pca.exact(group, 21)[0][-1]
     wrong = pca.errors(result, (turned, variance * 1.01))
     assert wrong == pytest.approx({"angle": 1e-3, "variance error": 0.01 / 1.01}, rel=1e-3)
-    found = harness.alone("pca", pca.GRAM, "1", *["/nowhere"] * 3)
+    found = harness.alone("pca", pca.GRAM, 1, *["/nowhere"] * 3)
     assert "nowhere" in found["error"]
-    found = harness.alone("pca", "no method", "1", *["/nowhere"] * 3)
-    assert found["error"] == "KeyError: 'no method'"
+    with pytest.raises(RuntimeError, match="^AttributeError: .*'nobody'"):
+        harness.alone("pca", child="nobody")
 
 
 def test_linkage_is_given_distances_and_told_of_other_trees(tmp_path):
