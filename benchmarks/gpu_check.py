@@ -17,11 +17,12 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,32 +62,18 @@ ERRORS = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 5e-2, "float16": 5e-3}
 """Largest relative L2 error of a volume against float64 on the CPU."""
 
 
-class Size(NamedTuple):
-    """How large each section is.
-
-    Boxes and width of three hidden layers; the box that is compared with float64; volumes of a
-    rate; the mask's voxels; components; points and training volumes of the reduced map; volumes of
-    the Gram matrix and of linkages; the edge of the products that measure the matrix rate.
-    """
-
-    boxes: tuple[int, ...]
-    width: int
-    check_box: int
-    volumes: int
-    voxels: int
-    components: int
-    points: int
-    training: int
-    gram: int
-    linkages: tuple[int, ...]
-    matrix: int
-
-
+Size = namedtuple(
+    "Size",
+    "boxes width check_box volumes voxels components points training gram linkages matrix",
+)
+"""How large each section is: boxes and width of three hidden layers; the box that is compared with
+float64; volumes of a rate; the mask's voxels; components; points and training volumes of the
+reduced map; volumes of the Gram matrix and of linkages; the edge of products for the matrix rate.
+"""
+LINKAGES = (10_000, 50_000, 100_000)
 SIZES = {
     "tiny": Size((16,), 32, 12, 3, 500, 4, 20, 30, 40, (60,), 64),
-    "full": Size(
-        (128, 256), 1024, 32, 8, 162_210, 20, 1000, 1500, 4000, (10_000, 50_000, 100_000), 8192
-    ),
+    "full": Size((128, 256), 1024, 32, 8, 162_210, 20, 1000, 1500, 4000, LINKAGES, 8192),
 }
 
 
@@ -117,9 +104,9 @@ class Check:
 
         How fast it is to be is said of a GPU alone.
         """
-        verdict = ""
         if self.device == "cpu" and unit in ("fraction", "minutes"):
             wanted = None
+        verdict = ""
         if wanted is not None:
             good = value >= wanted if unit == "fraction" else value <= wanted
             verdict = "ok" if good else "MISSED"
@@ -417,20 +404,19 @@ def gram(check: Check) -> None:
     held = check.array(few)
     centered = few.astype(np.float64) - few.mean(0, dtype=np.float64)
     wanted = centered @ centered.T
-    error = np.abs(gram_matrix(partial(_rows, held), 12, 5).matrix - wanted).max()
+    error = np.abs(gram_matrix(lambda start, stop: held[start:stop], 12, 5).matrix - wanted).max()
     check.add("error against float64", error / np.abs(wanted).max(), "relative", 1e-10)
     xp = backend.array_module(held)
     many = xp.asarray(np.repeat(few, -(-n // 12), 0)[:n])
     many += xp.random.standard_normal((n, 1)).astype(np.float32) * many[:, :1]
-    work = partial(gram_matrix, partial(_rows, many), n, max(1, n // 2))
-    seconds = check.time(f"{n} volumes of {p} voxels", work, 1)
+
+    def multiply() -> None:
+        gram_matrix(lambda start, stop: many[start:stop], n, max(1, n // 2))
+
+    seconds = check.time(f"{n} volumes of {p} voxels", multiply, 1)
     check.add("rate in float64", n * n * p * 1.5 / seconds / 1e12, "TFLOP/s")
     matrix = xp.random.standard_normal((n, 50))
     check.time(f"20 eigenpairs of {n}", partial(leading_eigenpairs, matrix @ matrix.T, 20), 1)
-
-
-def _rows(array: Any, start: int, stop: int) -> Any:
-    return array[start:stop]
 
 
 def linkage(check: Check) -> None:
@@ -533,20 +519,17 @@ def cuml(check: Check) -> None:
     centers = rng.standard_normal((10, 8)) * 20
     truth = rng.integers(10, size=20_000)
     points = check.array(centers[truth] + rng.standard_normal((20_000, 8)))
-    kmeans = partial(backend.kmeans, points, 10, 0, 100, n_starts=3)
-    labels = check.once("k-means of 20,000", kmeans)[1]
-    check.add("k-means: groups that are not one", _mixed(labels, truth), "of 10", 0)
-    labels = check.once("HDBSCAN of 20,000", partial(backend.hdbscan, points, 100))
-    check.add("HDBSCAN: groups that are not one", _mixed(labels, truth), "of 10", 0)
+    groups = {
+        "k-means": lambda: backend.kmeans(points, 10, 0, 100, n_starts=3)[1],
+        "HDBSCAN": lambda: backend.hdbscan(points, 100),
+    }
+    for name, work in groups.items():
+        labels = check.once(f"{name} of 20,000", work)
+        kept = labels >= 0
+        pairs = np.unique(np.stack([labels[kept], truth[kept]]), axis=1).shape[1]
+        check.add(f"{name}: groups that are not one", pairs - 10, "of 10", 0)
     placed = check.once("UMAP of 20,000", partial(backend.umap, points, 0))
     assert np.isfinite(placed).all()
-
-
-def _mixed(labels: np.ndarray, truth: np.ndarray) -> int:
-    """Groups whose points are of more than one true group, or the other way round."""
-    kept = labels >= 0
-    pairs = np.unique(np.stack([labels[kept], truth[kept]]), axis=1).shape[1]
-    return int(pairs - 10)
 
 
 SECTIONS = {

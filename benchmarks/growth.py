@@ -8,14 +8,14 @@ fits the times, and what the plan says. Volumes have random values with a decayi
 from __future__ import annotations
 
 import tempfile
+from collections import namedtuple
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import harness
 import numpy as np
-from harness import MIB, Panel, Row, Table, alone, exhaust, n_threads, peak_bytes, power, seconds_of
+from harness import MIB, Panel, Row, Table, alone, exhaust, n_threads, peak_bytes, seconds_of
 from random_model import write_random_model
 
 from scapedist import Run, open_model
@@ -23,7 +23,7 @@ from scapedist.landscape import open_workers
 from scapedist.landscape.cost import components_seconds, sketch_seconds, states_seconds
 from scapedist.landscape.speed import Rates
 from scapedist.model.field import Field
-from scapedist.plan import GIB, IMPORT_BYTES, Budget, batches, plan_components, plan_linkage
+from scapedist.plan import GIB, Budget, batches, plan_components, plan_linkage
 from scapedist.settings import GenerateSettings, MaskSettings, SketchSettings
 from scapedist.workers import Serial, available_cores
 
@@ -58,23 +58,14 @@ RANK, NOISE = 60, 0.02
 """Of the volumes: apart from noise, and of it."""
 
 
-class Size(NamedTuple):
-    """Volumes and voxels of the fits, boxes, and what is done at once under a limit.
-
-    Fits over voxels have the middle number of volumes; ``width`` is that of the layers of the
-    models of ``boxes``. ``many`` is (volumes, voxels, solver, linkage, memory limit) of one run
-    each; ``latents`` and ``sketches`` are particles and sketch sizes of k-means.
-    """
-
-    volumes: tuple[int, ...]
-    voxels: tuple[int, ...]
-    boxes: tuple[int, ...]
-    width: int
-    many: tuple[tuple[int, int, str, str, int], ...] = ()
-    latents: int = 2000
-    sketches: tuple[int, ...] = (100, 200)
-
-
+Size = namedtuple(
+    "Size",
+    "volumes voxels boxes width many latents sketches",
+    defaults=((), 2000, (100, 200)),
+)
+"""Volumes and voxels of the fits (those over voxels have the middle number of volumes); boxes, and
+the width of their models' layers; (volumes, voxels, solver, linkage, memory limit) of one run each;
+particles and sketch sizes of k-means."""
 MANY = (
     (20_000, 20_000, "gram", "average", 4 * GIB),
     (50_000, 5_000, "auto", "ward", 4 * GIB),
@@ -144,14 +135,11 @@ def child(
     """Components and states of a run in this process, or its workers: seconds and peaks."""
     found: Row = {}
     with open_workers(n_workers, memory_limit=limit) as workers:
-        connected = getattr(workers, "connected", None)
-        if connected:
-            connected()
+        if hasattr(workers, "connected"):
+            workers.connected()
         made = Run(directory)
         found["pca"] = seconds_of(lambda: made.pca(workers, components=COMPONENTS, solver=solver))
         found["pca peak"] = peak_bytes()
-        if connected:
-            found["worker peak"] = max(connected().run(peak_bytes).values())
     here = Serial(memory_limit=limit)
     found["states"] = seconds_of(lambda: made.states(here, states=STATES, linkage=linkage))
     found["peak"] = peak_bytes()
@@ -189,7 +177,6 @@ def measured(
     with tempfile.TemporaryDirectory(dir=place) as directory:
         made = write_masked_run(Path(directory), n, p)
         found = alone("growth", made, workers, solver, linkage, limit)
-        found["disk"] = harness.disk_bytes(made / "landscape.zarr")
     budget, n_workers = Budget(limit or 2**50, limit is not None), workers or available_cores()
     plan = plan_components(n, p, COMPONENTS, budget, n_workers, solver=solver)
     joined, rates = plan_linkage(n, linkage, budget), rates or Rates.measured()
@@ -199,7 +186,6 @@ def measured(
         "planned states": states_seconds(joined, n, linkage, rate, reading),
         "planned pca peak": plan.here_bytes,
         "planned peak": max(plan.here_bytes, joined.here_bytes),
-        "planned worker peak": plan.worker_bytes,
     }
 
 
@@ -226,10 +212,8 @@ def decoding(size: Size, place: Path) -> list[Row]:
     """Seconds a volume for several boxes, on one thread."""
     rows = []
     for box in size.boxes:
-        workdir = place / f"box{box}"
-        model = open_model(
-            write_random_model(workdir, box_size=box, width=size.width, n_particles=8), 19
-        )
+        shape = {"box_size": box, "width": size.width, "n_particles": 8}
+        model = open_model(write_random_model(place / f"box{box}", **shape), 19)
         field = Field(model.decoder)
         with n_threads(1):
             exhaust(field.volumes(model.latents))
@@ -249,13 +233,9 @@ def sketches(size: Size) -> list[Row]:
 
 def exponents(rows: list[Row]) -> list[Row]:
     """The power of each variable that fits the measured, and the planned, seconds."""
-    found = []
-    for line, mine in harness.series(rows, ("stage",), ("n", "p", "D")):
-        variable = line["variable"]
-        line |= {"exponent": power(mine, variable, "seconds"), "planned exponent": 3.0}
-        line |= {"planned / measured s": "", "planned / measured MiB": ""}  # of decoding
-        if "planned s" in mine[0]:
-            line["planned exponent"] = power(mine, variable, "planned s")
+    found, of = [], {"exponent": "seconds", "planned exponent": "planned s"}
+    for line, mine in harness.exponents(rows, ("stage",), ("n", "p", "D"), of):
+        line.setdefault("planned exponent", 3.0)  # of D
         for unit, key in (("s", "seconds"), ("MiB", "peak MiB")):
             if f"planned {unit}" in mine[0]:
                 ratios = [row[f"planned {unit}"] / row[key] for row in mine]
@@ -279,11 +259,6 @@ def many(place: Path, n: int, p: int, solver: str, linkage: str, limit: int) -> 
         "planned states s": found["planned states"],
         "peak GiB": found["peak"] / GIB,
         "planned GiB": found["planned peak"] / GIB,
-        "worker GiB": found.get("worker peak", 0) / GIB,
-        "planned worker GiB": found["planned worker peak"] / GIB,
-        "limit GiB": limit / GIB,
-        "disk GiB": found["disk"] / GIB,
-        "above imports GiB": (found["peak"] - IMPORT_BYTES) / GIB,
     }
 
 

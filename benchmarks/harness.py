@@ -50,8 +50,8 @@ Row = dict[str, Any]
 class Table:
     """Rows of a benchmark's results, and what of them is shown.
 
-    They are those under ``rows``, also as ``paper.rows``, that have the values of ``where``. The
-    columns are keys, ``a | b: what is written above``; those that no row has are left out.
+    They are those under ``rows`` that have the values of ``where``. The columns are keys, ``a | b:
+    what is written above``; those that no row has are left out.
     """
 
     rows: str
@@ -64,16 +64,10 @@ class Table:
 class Panel:
     """A picture of some rows: a column against a size, or, without ``xlabel``, beside names.
 
-    Attributes
-    ----------
-    rows, where
-        As of a table; of ``fixed`` columns only rows with the most frequent values are drawn.
-    x, by
-        Column of the size or the name; what a row's line is called, as ``{program}``.
-    y
-        Column that is drawn, or several, each with what its line is called.
-    label, xlabel
-        Written beside and below.
+    ``rows`` and ``where`` are as of a table; of ``fixed`` columns only rows with the most frequent
+    values are drawn. ``x`` is the column of the size or the name, ``by`` what a row's line is
+    called, as ``{program}``, and ``y`` the column that is drawn, or several, each with what its
+    line is called; ``label`` and ``xlabel`` are written beside and below.
     """
 
     rows: str
@@ -174,13 +168,8 @@ def tables(script: Any, results: Row) -> list[str]:
 
 
 def chosen(results: Row, of: Table | Panel) -> list[Row]:
-    """The rows of a table or a picture; none where the results have no such rows.
-
-    What is no list is one row.
-    """
-    value: Any = results
-    for key in of.rows.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+    """The rows of a table or a picture, of which one needs no list; none where there are none."""
+    value = results.get(of.rows)
     value = value if isinstance(value, list) else [value]
     rows = [row for row in value if isinstance(row, dict)]
     return [row for row in rows if all(row.get(key) == of.where[key] for key in of.where)]
@@ -244,13 +233,16 @@ def n_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def series(
-    rows: Sequence[Row], by: tuple[str, ...], variables: tuple[str, ...]
+def exponents(
+    rows: Sequence[Row], by: tuple[str, ...], variables: tuple[str, ...], of: Mapping[str, str]
 ) -> Iterator[tuple[Row, list[Row]]]:
     """For each value of ``by``, the most rows that differ in one variable alone, by that variable.
 
-    With each, a row that says which they are, the variable and its range.
+    With each, a row that says which they are, the variable and its range, and by the names of
+    ``of`` the power of the variable that fits a column, where rows have it.
     """
+    import numpy as np
+
     for key in dict.fromkeys(tuple(row[name] for name in by) for row in rows):
         mine = [row for row in rows if tuple(row[name] for name in by) == key]
         for variable in variables:
@@ -261,16 +253,14 @@ def series(
             longest = max(alike.values(), key=len, default=[])
             longest = sorted(longest, key=lambda row: row[variable])
             if len(longest) > 1:
-                about = dict(zip(by, key, strict=True)) | {"variable": variable}
-                yield about | {"from": longest[0][variable], "to": longest[-1][variable]}, longest
-
-
-def power(rows: Sequence[Row], variable: str, what: str) -> float:
-    """The power of a variable that fits a column of rows."""
-    import numpy as np
-
-    x = np.log([row[variable] for row in rows])
-    return float(np.polyfit(x, np.log([row[what] for row in rows]), 1)[0])
+                line = dict(zip(by, key, strict=True)) | {"variable": variable}
+                line |= {"from": longest[0][variable], "to": longest[-1][variable]}
+                x = np.log([row[variable] for row in longest])
+                for name, what in of.items():
+                    if what in longest[0]:
+                        y = np.log([row[what] for row in longest])
+                        line[name] = float(np.polyfit(x, y, 1)[0])
+                yield line, longest
 
 
 # -- a method in a process of its own
@@ -290,8 +280,7 @@ def alone(script: str, *arguments: Any, child: str = "child") -> Row:
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise RuntimeError(lines[-1] if lines else f"ended with {done.returncode}")
-    found: Row = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def in_turns(
@@ -383,46 +372,14 @@ GROWN, RARELY_SECONDS = 1.01, 1.0
 are read when resident sizes, which cost nothing, have grown, and rarely otherwise."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a command and all its processes took, from the start of the interpreter.
+def measure(program: Sequence[str], log: Path | None = None) -> Row:
+    """What a command and all its processes took, from a cold start; an error of it is raised.
 
-    Attributes
-    ----------
-    peak_bytes
-        Largest sum over the processes, at one moment, of their proportional set sizes: memory that
-        they share is counted once. Seen to about 1 %, at ``interval_seconds``.
-    largest_bytes
-        Largest resident size that any one of them ever had: what they share is in each.
-    others_seconds
-        CPU time that the machine spent meanwhile on anything else: where it is not small next to
-        ``seconds``, the command shared the cores, and its times say little.
-    """
-
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
-    largest_bytes: int
-    others_seconds: float
-
-    @property
-    def row(self) -> Row:
-        """Cells of a table."""
-        return {
-            "seconds": self.seconds,
-            "cpu seconds": self.cpu_seconds,
-            "others' cpu seconds": self.others_seconds,
-            "peak MiB": self.peak_bytes / MIB,
-            "largest process MiB": self.largest_bytes / MIB,
-        }
-
-
-def measure(
-    program: Sequence[str], interval_seconds: float = 0.1, log: Path | None = None
-) -> Measured:
-    """Run a command from a cold start to its end; an error of it is raised.
-
-    What it prints goes to the file ``log``, if any.
+    What it prints goes to the file ``log``. The peak is the largest sum over the processes, at one
+    moment, of proportional set sizes: memory that they share is counted once; it is seen to about
+    1 %, every 0.1 s. The largest process's resident size has all that it shares. Where the CPU time
+    of others is not small next to the seconds, the command shared the cores, and its times say
+    little.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start, busy = time.perf_counter(), _busy_seconds()
@@ -433,7 +390,7 @@ def measure(
     def watch() -> None:
         nonlocal peak, largest
         highest, last = 0, start
-        while not done.wait(interval_seconds):
+        while not done.wait(0.1):
             members, now, resident = _tree(process.pid), time.perf_counter(), 0
             for member in members:
                 with contextlib.suppress(OSError, RuntimeError):  # it has just ended
@@ -456,7 +413,13 @@ def measure(
         raise RuntimeError(f"{program[0]} failed: {stderr.decode()[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-    return Measured(seconds, cpu, peak, largest, max(busy - cpu, 0.0))
+    return {
+        "seconds": seconds,
+        "cpu seconds": cpu,
+        "others' cpu seconds": max(busy - cpu, 0.0),
+        "peak MiB": peak / MIB,
+        "largest process MiB": largest / MIB,
+    }
 
 
 def _busy_seconds() -> float:

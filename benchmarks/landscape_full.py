@@ -21,9 +21,10 @@ import pickle
 import re
 import tempfile
 from argparse import Namespace
+from collections import namedtuple
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import harness
 import numpy as np
@@ -68,16 +69,8 @@ OPTIONS: dict[str, Row] = {
 }
 
 
-class Size(NamedTuple):
-    """Particles and sketch of both programs, cryoDRGN's runs, particles that are compared."""
-
-    n_particles: int
-    sketch: int
-    box: int
-    n_training: tuple[int, ...]
-    n_sample: int
-
-
+Size = namedtuple("Size", "n_particles sketch box n_training n_sample")
+"""Particles and sketch of both programs, cryoDRGN's runs, particles that are compared."""
 SIZES = {
     "tiny": Size(600, 30, 16, (100,), 60),
     "small": Size(20_000, 100, 48, (300,), 200),
@@ -93,10 +86,8 @@ def run(
 ) -> Row:
     """Time, memory, disk and accuracy of both programs; ``training_volumes`` is one run more."""
     of = SIZES[size]
-    sketch, runs = (
-        sketch or of.sketch,
-        sorted({*of.n_training, training_volumes or of.n_training[0]}),
-    )
+    sketch = sketch or of.sketch
+    runs = sorted({*of.n_training, training_volumes or of.n_training[0]})
     with harness.bundled() as (shipped, place):
         kept = spread_evenly(len(np.load(shipped / "truth.npz")["state"]), of.n_particles)
         write_umap(copy_with_particles(shipped, EPOCH, kept, place / "adk"))
@@ -123,7 +114,7 @@ def _measured(
     place: Path, sketch: int, box: int, n_training: list[int], workers: int | None
 ) -> tuple[Row, list[Row], list[Row]]:
     """Scapedist's row, cryoDRGN's rows, and where the time of each run of the latter went."""
-    idle, workdir, landscape = whole_run.idle_bytes(workers), place / "adk", place / "landscape"
+    idle, workdir, landscape = whole_run.idle_mib(workers), place / "adk", place / "landscape"
 
     def row(program: str, n: int | str, command: list[str], output: Path) -> Row:
         took = measure(command, log=place / f"{output.name}.log")
@@ -192,8 +183,8 @@ def _accuracy(
         exact, _ = run.embedder(workers).exact_rows(sample, "")
     record = store.beside.get("embedding/map", {"results": {}})["results"]
     found = store.read(f"embedding/{method}/coordinates")[sample]
-    about: Row = {"program": f"scapedist, {method}", "training volumes": ""}
-    about["training volumes"] = record.get("training_volumes", "")
+    training = record.get("training_volumes", "")
+    about: Row = {"program": f"scapedist, {method}", "training volumes": training}
     rows = [about | error_figures(found, exact)]
     exact = cryodrgn_exact(place / "adk", place / "landscape", sample, size.box)
     for n in n_training:

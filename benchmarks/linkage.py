@@ -13,17 +13,19 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
-from harness import Panel, Row, Table, power
+from harness import Panel, Row, Table
 
 from scapedist.analysis import linkage as ours
 from scapedist.plan import ISOMETRIC_COLUMNS, MICRO_STATES, PANEL_BYTES, batches
 
 TITLE = "Linkage"
+WARD = {"linkage": "ward"}
 TABLES = (
     Table(
         "rows",
@@ -36,12 +38,9 @@ TABLES = (
         "Time and memory grow as n to the power of",
     ),
 )
-PLOTS = tuple(
-    Panel("rows", "n", "{program}", key, label, "volumes", {"linkage": "ward"})
-    for key, label in (
-        ("seconds", "Ward's linkage, time, s"),
-        ("above idle MiB", "memory above idle, MiB"),
-    )
+PLOTS = (
+    Panel("rows", "n", "{program}", "seconds", "Ward's linkage, time, s", "volumes", WARD),
+    Panel("rows", "n", "{program}", "above idle MiB", "memory above idle, MiB", "volumes", WARD),
 )
 N_STATES, N_GROUPS = 10, 12
 FEW = 60
@@ -114,16 +113,12 @@ def by_scipy(method: str, given: np.ndarray) -> np.ndarray:
     """The tree of SciPy."""
     from scipy.cluster import hierarchy
 
-    tree: np.ndarray = hierarchy.linkage(given, method)
-    return tree
+    return hierarchy.linkage(given, method)
 
 
 def by_fastcluster(function: str, method: str, given: np.ndarray) -> np.ndarray:
     """The tree of fastcluster, which keeps what it is given."""
-    import fastcluster
-
-    tree: np.ndarray = getattr(fastcluster, function)(given, method)
-    return tree
+    return getattr(import_module("fastcluster"), function)(given, method)
 
 
 def by_rounds(method: str, given: np.ndarray) -> np.ndarray:
@@ -229,10 +224,8 @@ def groups_of(tree: np.ndarray) -> np.ndarray:
 def exponents(rows: list[Row]) -> list[Row]:
     """Slopes of time and memory in n, on logarithmic scales, of all with several n."""
     sound = [row for row in rows if not row["error"]]
-    return [
-        line | {"time": power(mine, "n", "seconds"), "memory": power(mine, "n", "above idle MiB")}
-        for line, mine in harness.series(sound, ("linkage", "program"), ("n",))
-    ]
+    of = {"time": "seconds", "memory": "above idle MiB"}
+    return [line for line, _ in harness.exponents(sound, ("linkage", "program"), ("n",), of)]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def run(size: str) -> Row:
     with harness.bundled() as (workdir, place):
         for n in sketches:
             took = measure(scapedist_run(workdir, place / str(n), n, box, None, *options))
-            rows.append({"sketch": n, **took.row, "Gram matrix MiB": 8 * n**2 / MIB})
+            rows.append({"sketch": n, **took, "Gram matrix MiB": 8 * n**2 / MIB})
     return {
         "box_size": box,
         "rows": rows,

@@ -10,11 +10,12 @@ between the leading components, and the largest relative error of a variance.
 from __future__ import annotations
 
 import tempfile
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import harness
 import numpy as np
@@ -53,15 +54,8 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Components (r, p), variances (r,), coordinates (n, r)."""
 
 
-class Case(NamedTuple):
-    """Volumes in a store: of the bundled model in a box, or of so many voxels, synthetic."""
-
-    rows: int
-    box: int = 0
-    voxels: int = 0
-    rounds: int = 3
-
-
+Case = namedtuple("Case", "rows box voxels rounds", defaults=(0, 0, 3))
+"""Volumes in a store: of the bundled model in a box, or of so many voxels, synthetic."""
 SIZES = {
     "tiny": (Case(FEW_ROWS, voxels=500, rounds=1),),
     "small": (Case(500, box=48),),

@@ -17,6 +17,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -71,24 +72,10 @@ TASKS_OF = {"cpu": 1, "cuda": 8}
 """Times as many tasks in a round where a batch takes less time."""
 
 
-class Case(NamedTuple):
-    """A model, ``bundled`` or random of a box and a width of three layers, and what is done.
-
-    Particles, sketch and tolerance are of its run. A round has so many tasks for each of the
-    largest number of workers; at most twice as many rounds are made as quiet ones are wanted.
-    """
-
-    name: str
-    box_size: int
-    width: int
-    n_particles: int
-    sketch: int
-    tolerance: float
-    jobs: tuple[str, ...]
-    n_tasks: int
-    n_rounds: int
-
-
+Case = namedtuple("Case", "name box_size width n_particles sketch tolerance jobs n_tasks n_rounds")
+"""A model, ``bundled`` or random of a box and a width of three layers, and what is done: particles,
+sketch and tolerance are of its run. A round has so many tasks for each of the largest number of
+workers; at most twice as many rounds are made as quiet ones are wanted."""
 SIZES: dict[str, tuple[tuple[Case, ...], tuple[int, int], int]] = {
     "tiny": ((Case("D=16 3x16", 16, 16, 240, 24, 0.5, JOBS, 2, 1),), (2, 6), 2 * MIB),
     "small": ((Case("bundled", 48, 128, 4000, 100, 1e-3, JOBS, 3, 3),), (30, 90), 128 * MIB),

@@ -101,7 +101,6 @@ def of_store(found: Row) -> None:
     for (what, stored, way), row in rows.items():
         mib = 4 * n_values[stored] / 2**20
         assert row["MiB/s"] == pytest.approx(1e3 * mib / row["ms a volume"])
-        assert row["10 %"] <= row["rate to files"] <= row["90 %"]
         if way == "plain files":
             assert row["rate to files"] == 1
         if what == "write":
@@ -156,9 +155,7 @@ def of_growth(found: Row) -> None:
     (many,) = found["many"]
     assert many["solver"] == "gram"
     assert many["joined from"] == "distances of all pairs"
-    assert 0.05 < many["peak GiB"] < many["planned GiB"] < many["limit GiB"]
-    assert 0.05 < many["worker GiB"] < many["planned worker GiB"]
-    assert many["disk GiB"] * 2**30 > 150 * 300 * 4 + 150 * 150 * 8
+    assert 0.05 < many["peak GiB"] < many["planned GiB"] < 2
 
 
 def of_planned(found: Row) -> None:
@@ -236,13 +233,17 @@ def test_tiny(one_thread, tmp_path, monkeypatch, capsys, name, options):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "dask_ml.py").write_text("raise ModuleNotFoundError(\"No module named 'dask_ml'\")")
     if name == "landscape_full":  # that of whole_run measures these
-        idle = {"cryodrgn": 60 * 2**20, "scapedist": 61 * 2**20}
-        monkeypatch.setattr(whole_run, "idle_bytes", lambda workers: idle)
+        monkeypatch.setattr(whole_run, "idle_mib", lambda _: {"cryodrgn": 60, "scapedist": 61})
     output = tmp_path / "new" / f"{name}.json"
     found = harness.benchmark(name, "tiny", output, **options)
     globals()[f"of_{name}"](found)
     printed = capsys.readouterr().out
     assert "\n\n".join(harness.tables(sys.modules[name], found)) in printed
+    for table in sys.modules[name].TABLES:  # what is declared is measured; boxes have their points
+        measured = set().union(*harness.chosen(found, table), ("error",))
+        columns = {column.partition(": ")[0] for column in table.columns.split(" | ")}
+        missing = {column for column in columns - measured if not column.endswith("points")}
+        assert not missing or not harness.chosen(found, table)
     written = json.loads(output.read_text())
     assert written == found
     assert written["benchmark"] == name
@@ -297,7 +298,7 @@ def test_what_else_the_machine_did_is_measured():
     other = subprocess.Popen([sys.executable, "-c", work])
     measured = harness.measure(["sleep", "1"])
     other.wait()
-    assert measured.cpu_seconds < 0.2 < measured.others_seconds
+    assert measured["cpu seconds"] < 0.2 < measured["others' cpu seconds"]
 
 
 def test_files_are_counted_once(tmp_path):
@@ -399,8 +400,6 @@ def test_store_takes_ratios_of_the_same_round():
     assert (files["rate to files"], files["ms a volume"]) == (1, 2000)
     assert ours["MiB/s"] == 0.25
     assert (ours["rate to files"], ours["time to MRC"], ours["to one not copied"]) == (0.5, 0.5, 4)
-    assert ours["10 %"] == 0.5
-    assert ours["90 %"] == pytest.approx(0.9)
 
 
 def test_store_compares_what_it_read(monkeypatch):
