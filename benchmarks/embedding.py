@@ -67,22 +67,21 @@ SIZES = {
     "small": Size(20_000, 200, 24, 500, 1e-2, (32, 64), (100, 400)),
     "full": Size(20_000, 500, 48, 2000, 1e-3, (64, 128, 256), (100, 200, 400)),
 }
-OPTIONS: dict[str, Row] = {
-    "--only": {"choices": [table.rows for table in TABLES], "nargs": "+", "help": "these tables"},
-}
 
 
-def run(size: str, only: list[str] | None = None) -> Row:
-    """The rows of some tables."""
-    of, results = SIZES[size], {}
+def run(size: str) -> Row:
+    """The rows of all tables: the later ones need the first."""
+    of = SIZES[size]
     with harness.bundled() as (shipped, place):
         truth = np.load(shipped / "truth.npz")["state"]
         kept = spread_evenly(len(truth), of.n_particles)
-        workdir, truth = copy_with_particles(shipped, EPOCH, kept, place / "model"), truth[kept]
-        for table, rows_of in ROWS.items():
-            if only is None or table in only:
-                results[table] = rows_of(workdir, place, of, truth)
-    return results
+        workdir = copy_with_particles(shipped, EPOCH, kept, place / "model")
+        return {
+            "methods": methods(workdir, place, of),
+            "pace": pace(place, of),
+            "box": by_box(place, of),
+            "missed": missed(workdir, place, of, truth[kept]),
+        }
 
 
 def _landscape(workdir: Path, output: Path, size: Size, workers: Any, **options: Any) -> Run:
@@ -93,7 +92,7 @@ def _landscape(workdir: Path, output: Path, size: Size, workers: Any, **options:
     return made.states()
 
 
-def methods(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[Row]:
+def methods(workdir: Path, place: Path, size: Size) -> list[Row]:
     """Accuracy on unseen particles; time of all particles, with what comes before them."""
     asked: dict[str, Row] = {
         "reduced": {"method": "reduced", "tolerance": size.tolerance},
@@ -121,7 +120,7 @@ def methods(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[R
     return rows
 
 
-def pace(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[Row]:
+def pace(place: Path, size: Size) -> list[Row]:
     """Milliseconds a particle on one thread: decoding alone, exact, reduced, in changing order."""
     made = Run(place / "run")
     with open_workers(1) as workers:
@@ -155,7 +154,7 @@ def pace(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[Row]
     ]
 
 
-def by_box(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[Row]:
+def by_box(place: Path, size: Size) -> list[Row]:
     """The reduced embedding's milliseconds a particle by points and box, on one thread."""
     rows = []
     for box_size in size.boxes:
@@ -202,11 +201,6 @@ def missed(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[Ro
                 row["listed as missed"] = len(listed)
                 rows.append(row | {"of the kind": int((truth[listed] == kind).sum())})
     return rows
-
-
-ROWS: dict[str, Callable[[Path, Path, Size, np.ndarray], list[Row]]]
-ROWS = {"methods": methods, "pace": pace, "box": by_box, "missed": missed}
-"""What measures each table: the later ones need the first."""
 
 
 if __name__ == "__main__":

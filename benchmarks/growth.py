@@ -78,21 +78,16 @@ SIZES = {
     "small": Size(THOUSANDS, THOUSANDS, (32, 48, 64), 128),
     "full": Size(MORE, MORE, (48, 64, 96, 128), 256, MANY, 300_000, (10_000, 30_000, 100_000)),
 }
-OPTIONS: dict[str, Row] = {
-    "--many-only": {"action": "store_true", "help": "only the runs under a limit"}
-}
 
 
-def run(size: str, many_only: bool = False) -> Row:
+def run(size: str) -> Row:
     """Rows of each measurement, exponents, and runs under a limit."""
-    of, results = SIZES[size], Row()
+    of = SIZES[size]
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        if not many_only:
-            rows = stages(of, place) + decoding(of, place) + sketches(of)
-            results |= {"rows": exponents(rows), "measured": rows}
-        results["many"] = [many(place, *case) for case in of.many]
-    return results
+        rows = stages(of, place) + decoding(of, place) + sketches(of)
+        of_many = [many(place, *case) for case in of.many]
+    return {"rows": exponents(rows), "measured": rows, "many": of_many}
 
 
 def write_masked_run(place: Path, n: int, p: int) -> Path:

@@ -63,7 +63,6 @@ DEFAULT = 10_000
 """Training volumes of ``analyze_landscape_full``."""
 FULL = "analyze_landscape_full"
 OPTIONS: dict[str, Row] = {
-    "--sketch": {"type": int, "help": "sketch size, instead of the size's own"},
     "--training-volumes": {"type": int, "help": "run cryoDRGN with so many, too (default: 10000)"},
     "--workers": {"type": int, "help": "scapedist's (default: one a core)"},
 }
@@ -78,24 +77,18 @@ SIZES = {
 }
 
 
-def run(
-    size: str,
-    workers: int | None = None,
-    sketch: int | None = None,
-    training_volumes: int | None = None,
-) -> Row:
+def run(size: str, workers: int | None = None, training_volumes: int | None = None) -> Row:
     """Time, memory, disk and accuracy of both programs; ``training_volumes`` is one run more."""
     of = SIZES[size]
-    sketch = sketch or of.sketch
     runs = sorted({*of.n_training, training_volumes or of.n_training[0]})
     with harness.bundled() as (shipped, place):
         kept = spread_evenly(len(np.load(shipped / "truth.npz")["state"]), of.n_particles)
         write_umap(copy_with_particles(shipped, EPOCH, kept, place / "adk"))
-        ours, theirs, pace = _measured(place, sketch, of.box, runs, workers)
+        ours, theirs, pace = _measured(place, of, runs, workers)
         sample, accuracy = _accuracy(place, of, runs, workers)
     about = ("training volumes", "extrapolated")
     return {
-        "sketch": sketch,
+        "sketch": of.sketch,
         "box_size": of.box,
         "particles": of.n_particles,
         "rows": [ours, *theirs],
@@ -111,10 +104,11 @@ def run(
 
 
 def _measured(
-    place: Path, sketch: int, box: int, n_training: list[int], workers: int | None
+    place: Path, size: Size, n_training: list[int], workers: int | None
 ) -> tuple[Row, list[Row], list[Row]]:
     """Scapedist's row, cryoDRGN's rows, and where the time of each run of the latter went."""
     idle, workdir, landscape = whole_run.idle_mib(workers), place / "adk", place / "landscape"
+    sketch, box = size.sketch, size.box
 
     def row(program: str, n: int | str, command: list[str], output: Path) -> Row:
         took = measure(command, log=place / f"{output.name}.log")

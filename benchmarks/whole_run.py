@@ -40,7 +40,6 @@ SIZES = {"tiny": ((30,), 16), "small": ((100,), 48), "full": ((100, 500, 2000, 5
 ROUNDS, LARGE = 3, 400
 """Rounds at size full; above so many volumes there is one."""
 OPTIONS: dict[str, Row] = {
-    "--sketch": {"type": int, "help": "this sketch size alone"},
     "--workers": {"type": int, "help": "scapedist's (default: one a core)"},
 }
 SCAPEDIST_IDLE = """
@@ -62,7 +61,7 @@ time.sleep(2)
 """
 
 
-def run(size: str, workers: int | None = None, sketch: int | None = None) -> Row:
+def run(size: str, workers: int | None = None) -> Row:
     """Rows of both programs at every sketch size, and their ratios."""
     sketches, box = SIZES[size]
     idle, rows, ratios = idle_mib(workers), [], []
@@ -70,7 +69,7 @@ def run(size: str, workers: int | None = None, sketch: int | None = None) -> Row
         workdir = place / "adk"
         shutil.copytree(shipped, workdir)
         write_umap(workdir)
-        for n in sketches if sketch is None else (sketch,):
+        for n in sketches:
             output = place / "output"
             commands = {
                 "cryodrgn": analyze_landscape(workdir, output, n, box),
