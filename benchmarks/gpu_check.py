@@ -63,8 +63,7 @@ ERRORS = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 5e-2, "float16": 5e-3}
 
 
 Size = namedtuple(
-    "Size",
-    "boxes width check_box volumes voxels components points training gram linkages matrix",
+    "Size", "boxes width check_box volumes voxels components points training gram linkages matrix"
 )
 """How large each section is: boxes and width of three hidden layers; the box that is compared with
 float64; volumes of a rate; the mask's voxels; components; points and training volumes of the

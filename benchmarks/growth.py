@@ -59,9 +59,7 @@ RANK, NOISE = 60, 0.02
 
 
 Size = namedtuple(
-    "Size",
-    "volumes voxels boxes width many latents sketches",
-    defaults=((), 2000, (100, 200)),
+    "Size", "volumes voxels boxes width many latents sketches", defaults=((), 2000, (100, 200))
 )
 """Volumes and voxels of the fits (those over voxels have the middle number of volumes); boxes, and
 the width of their models' layers; (volumes, voxels, solver, linkage, memory limit) of one run each;

@@ -39,9 +39,7 @@ SIZES = {"tiny": ((30,), 16), "small": ((100,), 48), "full": ((100, 500, 2000, 5
 """Sketch sizes, box size."""
 ROUNDS, LARGE = 3, 400
 """Rounds at size full; above so many volumes there is one."""
-OPTIONS: dict[str, Row] = {
-    "--workers": {"type": int, "help": "scapedist's (default: one a core)"},
-}
+OPTIONS: dict[str, Row] = {"--workers": {"type": int, "help": "scapedist's (default: one a core)"}}
 SCAPEDIST_IDLE = """
 import time
 from scapedist.landscape import open_workers

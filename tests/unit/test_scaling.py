@@ -32,7 +32,7 @@ def test_tiny_run(tmp_path, capsys):
         assert row["first_full"] in ("scheduler", "disk")
         if row["job"] == "generate":
             assert row["disk_rate"] > 2**20
-    assert "full first" in capsys.readouterr().out
+    assert "| first full | at workers |" in capsys.readouterr().out
     assert page_of_results.run(output.parent, page) == ["scaling"]
     assert "![Scaling](plots/scaling.png)" in page.read_text()
 
