@@ -7,8 +7,8 @@ method was trained with, against exact decoding.
 from __future__ import annotations
 
 import statistics
+from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ import harness
 import numpy as np
 from gpu_check import map_of_any_values
 from harness import EPOCH, Panel, Row, Table, exhaust, n_threads, seconds_of
-from landscape_full import unseen
+from landscape_full import error_figures, unseen
 from random_model import copy_with_particles, write_random_model
 from threadpoolctl import threadpool_limits
 from truth import KINDS
 
 from scapedist import open_model
-from scapedist.analysis.agreement import agreement
 from scapedist.landscape import Run, open_workers
 from scapedist.particles.exact import exact_batch
 from scapedist.particles.reduced import reduced_batch
@@ -36,7 +35,8 @@ TITLE = "Embedding all particles"
 TABLES = (
     Table(
         "methods",
-        "method | 1 - R2, worst of ten | of all | relative error | stated: it said | largest "
+        "method | 1 - worst R2: 1 - R2, worst of ten | 1 - R2 of all: of all | relative error "
+        "| stated: it said | largest error: largest "
         "| all, s: all particles, s | exact, s: decoding them, s | times as fast",
         "Accuracy, and the time of all particles with what comes before.",
     ),
@@ -58,52 +58,30 @@ TABLES = (
         "residual, and of the largest distance to any sketch volume.",
     ),
 )
-PLOTS = (
-    Panel(
-        "methods",
-        "all, s",
-        "{method}",
-        "relative error",
-        "relative error of coordinates",
-        "time of all particles, s",
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Size:
-    """Particles and sketch of the runs; boxes and points of the random models."""
-
-    n_particles: int
-    sketch: int
-    box: int
-    n_sample: int
-    tolerance: float
-    boxes: tuple[int, ...]
-    n_points: tuple[int, ...]
-
-
+ERROR, SECONDS = "relative error of coordinates", "time of all particles, s"
+PLOTS = (Panel("methods", "all, s", "{method}", "relative error", ERROR, SECONDS),)
+Size = namedtuple("Size", "n_particles sketch box n_sample tolerance boxes n_points")
+"""Particles and sketch of the runs; boxes and points of the random models."""
 SIZES = {
     "tiny": Size(400, 40, 12, 40, 0.2, (8, 12), (20, 40)),
     "small": Size(20_000, 200, 24, 500, 1e-2, (32, 64), (100, 400)),
     "full": Size(20_000, 500, 48, 2000, 1e-3, (64, 128, 256), (100, 200, 400)),
 }
-OPTIONS: dict[str, Row] = {
-    "--only": {"choices": [table.rows for table in TABLES], "nargs": "+", "help": "these tables"},
-}
 
 
-def run(size: str, only: list[str] | None = None) -> Row:
-    """The rows of some tables."""
-    of, results = SIZES[size], {}
+def run(size: str) -> Row:
+    """The rows of all tables: the later ones need the first."""
+    of = SIZES[size]
     with harness.bundled() as (shipped, place):
         truth = np.load(shipped / "truth.npz")["state"]
         kept = spread_evenly(len(truth), of.n_particles)
-        workdir, truth = copy_with_particles(shipped, EPOCH, kept, place / "model"), truth[kept]
-        for table, rows_of in ROWS.items():
-            if only is None or table in only:
-                results[table] = rows_of(workdir, place, of, truth)
-    return results
+        workdir = copy_with_particles(shipped, EPOCH, kept, place / "model")
+        return {
+            "methods": methods(workdir, place, of),
+            "pace": pace(place, of),
+            "box": by_box(place, of),
+            "missed": missed(workdir, place, of, truth[kept]),
+        }
 
 
 def _landscape(workdir: Path, output: Path, size: Size, workers: Any, **options: Any) -> Run:
@@ -114,7 +92,7 @@ def _landscape(workdir: Path, output: Path, size: Size, workers: Any, **options:
     return made.states()
 
 
-def methods(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[Row]:
+def methods(workdir: Path, place: Path, size: Size) -> list[Row]:
     """Accuracy on unseen particles; time of all particles, with what comes before them."""
     asked: dict[str, Row] = {
         "reduced": {"method": "reduced", "tolerance": size.tolerance},
@@ -134,25 +112,15 @@ def methods(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[R
         of_one = embedder.exact_seconds_a_particle() / workers.n_workers
         exact, _ = embedder.exact_rows(sample, "")
     for name, coordinates in found.items():
-        figures = agreement(coordinates[sample], exact)
-        record = store.beside["embedding/reduced"]["results"] if name == "reduced" else {}
-        rows.append(
-            {
-                "method": name,
-                "1 - R2, worst of ten": 1 - min(figures["r2"][:10]),
-                "of all": 1 - min(figures["r2"]),
-                "relative error": figures["relative_error"],
-                "stated": record.get("relative_error", ""),
-                "largest": figures["error_quantiles"][-1],
-                "all, s": seconds[name],
-                "exact, s": of_one * size.n_particles,
-                "times as fast": of_one * size.n_particles / seconds[name],
-            }
-        )
+        row: Row = {"method": name, **error_figures(coordinates[sample], exact)}
+        if name == "reduced":
+            row["stated"] = store.beside["embedding/reduced"]["results"]["relative_error"]
+        row |= {"all, s": seconds[name], "exact, s": of_one * size.n_particles}
+        rows.append(row | {"times as fast": row["exact, s"] / row["all, s"]})
     return rows
 
 
-def pace(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[Row]:
+def pace(place: Path, size: Size) -> list[Row]:
     """Milliseconds a particle on one thread: decoding alone, exact, reduced, in changing order."""
     made = Run(place / "run")
     with open_workers(1) as workers:
@@ -186,7 +154,7 @@ def pace(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[Row]
     ]
 
 
-def by_box(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[Row]:
+def by_box(place: Path, size: Size) -> list[Row]:
     """The reduced embedding's milliseconds a particle by points and box, on one thread."""
     rows = []
     for box_size in size.boxes:
@@ -233,11 +201,6 @@ def missed(workdir: Path, place: Path, size: Size, truth: np.ndarray) -> list[Ro
                 row["listed as missed"] = len(listed)
                 rows.append(row | {"of the kind": int((truth[listed] == kind).sum())})
     return rows
-
-
-ROWS: dict[str, Callable[[Path, Path, Size, np.ndarray], list[Row]]]
-ROWS = {"methods": methods, "pace": pace, "box": by_box, "missed": missed}
-"""What measures each table: the later ones need the first."""
 
 
 if __name__ == "__main__":

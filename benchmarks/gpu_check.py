@@ -12,12 +12,12 @@ GPU.
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import sys
 import tempfile
 import time
 import traceback
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,7 +54,7 @@ OPTIONS: dict[str, Row] = {
     "--device": {"choices": ("cuda", "cpu"), "help": "default: a GPU where there is one"},
     "--seconds": {"type": float, "default": 420, "help": "after which nothing new is begun"},
 }
-PARTICLES = 344_069
+PARTICLES, ZDIM = 344_069, 8
 MINUTES_EXACT, MINUTES_REDUCED, FRACTION = 45, 2, 0.6
 """What is to be reached at the paper's size: both embeddings of all particles, and the part of the
 measured 16-bit matrix rate that the decoding reaches."""
@@ -62,33 +62,17 @@ ERRORS = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 5e-2, "float16": 5e-3}
 """Largest relative L2 error of a volume against float64 on the CPU."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """How large each section is.
-
-    Boxes and width of three hidden layers; the box that is compared with float64; volumes of a
-    rate; the mask's voxels; components; points and training volumes of the reduced map; volumes of
-    the Gram matrix and of linkages; the edge of the products that measure the matrix rate.
-    """
-
-    boxes: tuple[int, ...]
-    width: int
-    check_box: int
-    volumes: int
-    voxels: int
-    components: int
-    points: int
-    training: int
-    gram: int
-    linkages: tuple[int, ...]
-    matrix: int
-
-
+Size = namedtuple(
+    "Size", "boxes width check_box volumes voxels components points training gram linkages matrix"
+)
+"""How large each section is: boxes and width of three hidden layers; the box that is compared with
+float64; volumes of a rate; the mask's voxels; components; points and training volumes of the
+reduced map; volumes of the Gram matrix and of linkages; the edge of products for the matrix rate.
+"""
+LINKAGES = (10_000, 50_000, 100_000)
 SIZES = {
     "tiny": Size((16,), 32, 12, 3, 500, 4, 20, 30, 40, (60,), 64),
-    "full": Size(
-        (128, 256), 1024, 32, 8, 162_210, 20, 1000, 1500, 4000, (10_000, 50_000, 100_000), 8192
-    ),
+    "full": Size((128, 256), 1024, 32, 8, 162_210, 20, 1000, 1500, 4000, LINKAGES, 8192),
 }
 
 
@@ -119,9 +103,9 @@ class Check:
 
         How fast it is to be is said of a GPU alone.
         """
-        verdict = ""
         if self.device == "cpu" and unit in ("fraction", "minutes"):
             wanted = None
+        verdict = ""
         if wanted is not None:
             good = value >= wanted if unit == "fraction" else value <= wanted
             verdict = "ok" if good else "MISSED"
@@ -129,7 +113,7 @@ class Check:
         self.rows.append(row | {"wanted": "" if wanted is None else wanted, "verdict": verdict})
         print(f"{self.section}: {what}: {value:.5g} {unit} {verdict}", flush=True)
 
-    def seconds(self, work: Callable[[], Any], repeats: int = 5) -> float:
+    def seconds(self, work: Callable[[], Any], repeats: int) -> float:
         """Median time of calls, the device's work included, after one that is not timed.
 
         They are fewer where time is up.
@@ -146,24 +130,41 @@ class Check:
             found.append(seconds_of(whole))
         return statistics.median(found)
 
-    def decoder(self, box: int | None = None) -> Decoder:
-        """A Fourier decoder of a box, by default the first, and three hidden layers."""
-        return random_decoder(box or self.size.boxes[0], self.size.width)
+    def time(self, what: str, work: Callable[[], Any], repeats: int, n: int = 0) -> float:
+        """A row of such a time in seconds, or in ms for each of n; its seconds."""
+        seconds = self.seconds(work, repeats) / (n or 1)
+        self.add(what, seconds * 1e3 if n else seconds, "ms" if n else "s")
+        return seconds
 
-    def field(self, decoder: Decoder, dtype: str = "bfloat16") -> Field:
-        """Where the device decodes."""
-        return Field(decoder, self.device, dtype)
+    def once(self, what: str, work: Callable[[], Any]) -> Any:
+        """A row of the seconds of a call that is too long to repeat; what it returns."""
+        start = time.perf_counter()
+        found = work()
+        self.add(what, time.perf_counter() - start, "s")
+        return found
+
+    def field(self, dtype: str = "bfloat16") -> Field:
+        """Where the device decodes: the first box, random weights."""
+        return Field(random_decoder(self.size.boxes[0], self.size.width), self.device, dtype)
 
     def array(self, values: np.ndarray) -> Any:
         """Where the device computes."""
         return backend.to_device(values, self.device)
 
+    def release(self) -> None:
+        """Give what torch and CuPy keep back to the device."""
+        if self.device != "cpu":
+            import cupy
 
-def random_decoder(box_size: int, width: int, layers: int = 3, zdim: int = 8) -> Decoder:
-    """A Fourier decoder of cryoDRGN's default shape, with random weights."""
+            torch.cuda.empty_cache()
+            cupy.get_default_memory_pool().free_all_blocks()
+
+
+def random_decoder(box_size: int, width: int) -> Decoder:
+    """A Fourier decoder of cryoDRGN's default shape, three hidden layers, with random weights."""
     rng = np.random.default_rng(box_size + width)
     frequencies = rng.standard_normal((3 * (box_size // 2), 3)) * np.pi * box_size / 16
-    sizes = [2 * len(frequencies) + zdim, *[width] * (layers + 1), 2]
+    sizes = [2 * len(frequencies) + ZDIM, *[width] * 4, 2]
     shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
     return Decoder(
         kind="fourier_sphere",
@@ -172,16 +173,31 @@ def random_decoder(box_size: int, width: int, layers: int = 3, zdim: int = 8) ->
         weights=tuple(rng.standard_normal(shape) * np.sqrt(2 / shape[1]) for shape in shapes),
         biases=tuple(rng.standard_normal(shape[0]) * 0.1 for shape in shapes),
         negative_slope=0.0,
-        zdim=zdim,
+        zdim=ZDIM,
         box_size=box_size,
         extent=0.5,
         norm=(0.0, 1.0),
     )
 
 
-def latents_of(n: int, zdim: int = 8) -> np.ndarray:
+def latents_of(n: int) -> np.ndarray:
     """Random latents (n, zdim) float32."""
-    return np.random.default_rng(n).standard_normal((n, zdim)).astype(np.float32)
+    return np.random.default_rng(n).standard_normal((n, ZDIM)).astype(np.float32)
+
+
+def decode_all(of: Field, n: int) -> None:
+    """Decode n volumes, one after the other."""
+    exhaust(of.volumes(latents_of(n)))
+
+
+def as_arrays(of: Field, n: int) -> Iterator[Any]:
+    """The same, as arrays where the device computes."""
+    return (backend.as_array(volume.float()) for volume in of.volumes(latents_of(n)))
+
+
+def relative(found: Any, wanted: Any) -> float:
+    """Relative L2 error of arrays or tensors."""
+    return float(((found - wanted) ** 2).sum() ** 0.5 / (wanted**2).sum() ** 0.5)
 
 
 # -- sections
@@ -192,27 +208,15 @@ def matrix_rate(check: Check) -> None:
     n, width = check.size.matrix, check.size.width
     for name in check.dtypes:
         dtype = getattr(torch, "float32" if name == "tf32" else name)
-        with matmul_precision(name):
-            for m, k in ((n, n), (8 * n, width)):
-                left, right = (
-                    torch.randn(shape, device=check.device).to(dtype) for shape in ((m, k), (k, k))
-                )
-                out = torch.empty((m, k), dtype=dtype, device=check.device)
-                seconds = check.seconds(partial(torch.mm, left, right, out=out), 9)
-                rate = 2 * m * k * k / seconds / 1e12
-                check.add(f"{name}, ({m}, {k}) x ({k}, {k})", rate, "TFLOP/s")
-                check.matrix_tflops[name] = max(check.matrix_tflops.get(name, 0), rate)
-
-
-@contextlib.contextmanager
-def matmul_precision(dtype: str) -> Iterator[None]:
-    """Tensor cores for float32 products while the precision is tf32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        for m, k in ((n, n), (8 * n, width)):
+            left = torch.randn((m, k), device=check.device).to(dtype)
+            right = torch.randn((k, k), device=check.device).to(dtype)
+            out = torch.empty((m, k), dtype=dtype, device=check.device)
+            seconds = check.seconds(partial(torch.mm, left, right, out=out), 9)
+            rate = 2 * m * k * k / seconds / 1e12
+            check.add(f"{name}, ({m}, {k}) x ({k}, {k})", rate, "TFLOP/s")
+            check.matrix_tflops[name] = max(check.matrix_tflops.get(name, 0), rate)
 
 
 def correctness(check: Check) -> None:
@@ -222,46 +226,38 @@ def correctness(check: Check) -> None:
         decoder = random_decoder(check.size.check_box, width)
         exact = Field(decoder, dtype="float64").decode(latents).numpy()
         for dtype in check.dtypes:
-            found = check.field(decoder, dtype).decode(latents).cpu().numpy()
-            errors = np.linalg.norm((found - exact).reshape(3, -1), axis=1)
-            errors /= np.linalg.norm(exact.reshape(3, -1), axis=1)
+            found = Field(decoder, check.device, dtype).decode(latents).cpu().numpy()
+            error = max(map(relative, found, exact))
             name = f"{dtype}, box {decoder.box_size}, 3 x {width}"
-            check.add(name, errors.max(), "relative L2", ERRORS[dtype])
+            check.add(name, error, "relative L2", ERRORS[dtype])
 
 
 def decoding(check: Check) -> None:
     """Volumes a second, and what part of the matrix rate that is."""
+    n = check.size.volumes
     for box in check.size.boxes:
-        decoder = check.decoder(box)
-        flops = decoder.lattice().n_points * decoder.flops_per_point
+        decoder = random_decoder(box, check.size.width)
+        tflop = decoder.lattice().n_points * decoder.flops_per_point / 1e12
         for dtype in reversed(check.dtypes):
             if check.late:
                 return
-            n = check.size.volumes
-            seconds = check.seconds(partial(decode_all, check.field(decoder, dtype), n), 3)
-            name = f"box {box}, {dtype}"
-            check.add(f"{name}: a volume", seconds / n * 1e3, "ms")
-            fraction = flops * n / seconds / 1e12 / check.matrix_tflops[dtype]
+            work = partial(decode_all, Field(decoder, check.device, dtype), n)
+            seconds = check.time(f"box {box}, {dtype}: a volume", work, 3, n)
             wanted = FRACTION if dtype in ("bfloat16", "float16") and box == 128 else None
-            check.add(f"{name}: of the matrix rate", fraction, "fraction", wanted)
-
-
-def decode_all(of: Field, n: int) -> None:
-    """Decode n volumes, one after the other."""
-    exhaust(of.volumes(latents_of(n, of.decoder.zdim)))
+            fraction = tflop / seconds / check.matrix_tflops[dtype]
+            check.add(f"box {box}, {dtype}: of the matrix rate", fraction, "fraction", wanted)
 
 
 def blocks(check: Check) -> None:
     """The decode with other sizes of block: what DEVICE_ACTIVATIONS should be."""
     from scapedist.model import field as module
 
-    decoder, n, before = check.decoder(), 4, 2**26
+    before = module.DEVICE_ACTIVATIONS
     try:
         for exponent in (23, 24, 25, 26, 27, 28):
             module.DEVICE_ACTIVATIONS = 2**exponent
-            some = check.field(decoder)
-            seconds = check.seconds(partial(decode_all, some, n), 3)
-            check.add(f"2^{exponent} activations: a volume", seconds / n * 1e3, "ms")
+            work = partial(decode_all, check.field(), 4)
+            check.time(f"2^{exponent} activations: a volume", work, 3, 4)
     finally:
         module.DEVICE_ACTIVATIONS = before
 
@@ -269,10 +265,8 @@ def blocks(check: Check) -> None:
 def epilogue(check: Check) -> None:
     """A hidden layer with its activation in the product's epilogue, beside it, and in a graph."""
     rows, width = 8 * check.size.matrix, check.size.width
-    x, weight = (
-        torch.randn(shape, device=check.device).bfloat16()
-        for shape in ((rows, width), (width,) * 2)
-    )
+    x = torch.randn((rows, width), device=check.device).bfloat16()
+    weight = torch.randn((width, width), device=check.device).bfloat16()
     bias, out = torch.randn(width, device=check.device).bfloat16(), torch.empty_like(x)
 
     def fused() -> None:
@@ -285,39 +279,35 @@ def epilogue(check: Check) -> None:
         for _ in range(8):
             fused()
 
-    for name, work in (("in the epilogue", fused), ("apart", apart), ("8 layers", chain)):
-        check.add(f"activation {name}", check.seconds(work, 9) * 1e3, "ms")
+    check.time("activation in the epilogue", fused, 9, 1)
+    check.time("activation apart", apart, 9, 1)
+    check.time("activation 8 layers", chain, 9, 1)
     if check.device != "cpu":
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             chain()
-        check.add("8 layers as a graph", check.seconds(graph.replay, 9) * 1e3, "ms")
+        check.time("8 layers as a graph", graph.replay, 9, 1)
 
 
 def exact(check: Check) -> None:
     """Embedding by each particle's own volume."""
-    decoder = check.decoder()
-    rng, n = np.random.default_rng(0), 4 * check.size.volumes
-    n_voxels = min(check.size.voxels, decoder.box_size**3)
-    inside = np.sort(rng.choice(decoder.box_size**3, n_voxels, replace=False))
+    box, n = check.size.boxes[0], 4 * check.size.volumes
+    rng, n_voxels = np.random.default_rng(0), min(check.size.voxels, box**3)
+    inside = np.sort(rng.choice(box**3, n_voxels, replace=False))
     vectors = rng.standard_normal((check.size.components, n_voxels)).astype(np.float32)
-    mask = Mask((decoder.box_size,) * 3, check.array(inside))
+    mask = Mask((box,) * 3, check.array(inside))
     frame = Frame(check.array(np.zeros(n_voxels)), check.array(vectors), mask)
+
+    def embed(some: Field) -> None:
+        assert np.isfinite(frame.project(as_arrays(some, n), n)).all()
+
     for dtype in reversed(check.dtypes):
         if check.late:
             return
-        some = check.field(decoder, dtype)
-
-        def embed(some: Field = some) -> None:
-            decoded = some.volumes(latents_of(n))
-            volumes = (backend.as_array(volume.float()) for volume in decoded)
-            assert np.isfinite(frame.project(volumes, n)).all()
-
-        seconds = check.seconds(embed, 3) / n
-        check.exact_seconds[dtype] = seconds
-        minutes = seconds * PARTICLES / 60
+        work = partial(embed, check.field(dtype))
+        seconds = check.exact_seconds[dtype] = check.time(f"{dtype}: a particle", work, 3, n)
         wanted = MINUTES_EXACT if dtype == "bfloat16" else None
-        check.add(f"{dtype}: a particle", seconds * 1e3, "ms")
+        minutes = seconds * PARTICLES / 60
         check.add(f"{dtype}: {PARTICLES} particles", minutes, "minutes", wanted)
 
 
@@ -333,53 +323,44 @@ def map_of_any_values(
     n_values = 2 * len(points)
     n_features = n_values + n_hidden * width
     shapes: tuple[Any, ...] = ((r, n_values), n_values, r, n_values)
-    ones = (backend.to_device(np.ones(shape, dtype), device) for shape in shapes)
-    model = FieldModel(*ones)
-    tensors = (
-        torch.zeros(n_features, device=device),
-        torch.ones((n_features, r), device=device),
-        torch.zeros(r, device=device),
-    )
-    rules = Calibration(1.0, 1.0, 1.0)
-    return ReducedMap(points, n_hidden, *tensors, model, model, rules)
+    model = FieldModel(*(backend.to_device(np.ones(shape, dtype), device) for shape in shapes))
+    ones, zeros = torch.ones((n_features, r), device=device), torch.zeros(r, device=device)
+    tensors = (torch.zeros(n_features, device=device), ones, zeros)
+    return ReducedMap(points, n_hidden, *tensors, model, model, Calibration(1.0, 1.0, 1.0))
 
 
 def reduced(check: Check) -> None:
     """Embedding from a few points: the rate, and the parts of building a map."""
-    size, dtype = check.size, "bfloat16"
-    decoder, rng = random_decoder(size.boxes[0], size.width), np.random.default_rng(1)
-    coordinates = decoder.lattice().coordinates
+    size, dtype, rng = check.size, "bfloat16", np.random.default_rng(1)
+    some, n = check.field(dtype), size.training
+    coordinates = some.decoder.lattice().coordinates
     points = np.ascontiguousarray(coordinates[rng.choice(len(coordinates), size.points)])
     n_hidden = max(1, min(size.points, 2**18 // size.width))
-    r, of_device = size.components, check.device
-    by_points = map_of_any_values(points, n_hidden, size.width, r, of_device, np.float32)
-    for name in dict.fromkeys(("float32", "tf32", dtype)):
-        if name not in check.dtypes:
-            continue
-        some = check.field(decoder, name)
-        latents = latents_of(4096 if size.width > 100 else 64)
-        seconds = check.seconds(partial(by_points.evaluate, some, latents), 3) / len(latents)
-        check.add(f"{name}, {size.points} points: a particle", seconds * 1e3, "ms")
-    embedding = seconds * PARTICLES
-    some, latents = check.field(decoder, dtype), latents_of(size.training)
+    by_points = map_of_any_values(
+        points, n_hidden, size.width, size.components, check.device, np.float32
+    )
+    latents = latents_of(4096 if size.width > 100 else 64)
+    for name in (name for name in ("float32", "tf32", dtype) if name in check.dtypes):
+        work = partial(by_points.evaluate, check.field(name), latents)
+        what = f"{name}, {size.points} points: a particle"
+        embedding = check.time(what, work, 3, len(latents)) * PARTICLES
+    latents = latents_of(n)
 
     def kernel() -> torch.Tensor:
-        total = torch.zeros((size.training, size.training), device=check.device)
-        step = max(1, 2**30 // (size.training * size.width))
+        total = torch.zeros((n, n), device=check.device)
+        step = max(1, 2**30 // (n * size.width))
         for start in range(0, len(points), step):
             part = points[start : start + step]
             rows = some.features(latents, part, len(part) if start < n_hidden else 0)
             total += (rows - rows.mean(0)).float() @ (rows - rows.mean(0)).float().T
         return total
 
-    kernel_seconds = check.seconds(kernel, 1)
-    check.add(f"kernel of {size.training} volumes", kernel_seconds, "s")
-    targets = rng.standard_normal((size.training, r))
+    setup = check.time(f"kernel of {n} volumes", kernel, 1)
+    targets = check.array(rng.standard_normal((n, size.components)))
     gram = check.array(kernel().double().cpu().numpy())
-    ridge_seconds = check.seconds(partial(fit_ridge, gram, check.array(targets)), 1)
-    check.add(f"ridge regression of {size.training}", ridge_seconds, "s")
-    decoded = 100 + size.training - size.training // 3  # held out, and beyond the sketch
-    setup = kernel_seconds + 5 * ridge_seconds + decoded * check.exact_seconds.get(dtype, 0.0)
+    setup += 5 * check.time(f"ridge regression of {n}", partial(fit_ridge, gram, targets), 1)
+    decoded = 100 + n - n // 3  # held out, and beyond the sketch
+    setup += decoded * check.exact_seconds.get(dtype, 0.0)
     check.add(f"setup, {decoded} volumes decoded", setup, "s")
     minutes = (embedding + setup) / 60
     check.add(f"{PARTICLES} particles with setup", minutes, "minutes", MINUTES_REDUCED)
@@ -393,57 +374,48 @@ def landscape(check: Check) -> None:
     except ImportError as missing:
         print(f"No run is made: {missing}", flush=True)
         return
-    model = ROOT / "scapedist" / "data" / "adk"
-    full = check.size.width > 100
+    model, full, found = ROOT / "scapedist" / "data" / "adk", check.size.width > 100, []
     n, box, tolerance = (100, 24, 0.01) if full else (12, 8, 0.5)
-    found = []
+    arrays = ["sketch/particle", "volumes/0", "sketch/coordinates", "states/label"]
+    arrays += ["embedding/reduced/coordinates"] if full else []
     with tempfile.TemporaryDirectory() as place:
         for number, device in enumerate(("cpu", check.device)):
             workers = Serial(device)
             run = Run.create(model, 14, Path(place) / str(number))
             run.sketch(workers, size=n, quality_groups=2).generate(workers, box_size=box)
             run.mask().pca(workers, components=5).states(workers, states=4)
-            arrays = ["sketch/particle", "volumes/0", "sketch/coordinates", "states/label"]
             if full:
-                start = time.perf_counter()
-                run.embed(workers, tolerance=tolerance, strict=False)
-                seconds = time.perf_counter() - start
-                check.add(f"20,000 particles embedded, {device}", seconds, "s")
-                arrays.append("embedding/reduced/coordinates")
+                embed = partial(run.embed, workers, tolerance=tolerance, strict=False)
+                check.once(f"20,000 particles embedded, {device}", embed)
             found.append([run.store.read(name) for name in arrays])
     for name, ours, theirs in zip(arrays, found[1], found[0], strict=True):
         if ours.dtype.kind == "i":
             check.add(f"{name} unlike the CPU's", (ours != theirs).sum(), f"of {n}", 0)
         else:
-            error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
             wanted = tolerance if name.startswith("embedding") else 1e-4
-            check.add(f"{name} against the CPU's", error, "relative L2", wanted)
+            check.add(f"{name} against the CPU's", relative(ours, theirs), "relative L2", wanted)
 
 
 def gram(check: Check) -> None:
     """The Gram matrix and its leading eigenpairs, against float64 on the CPU for a few rows."""
     n, p = check.size.gram, check.size.voxels
-    rng = np.random.default_rng(2)
-    few = (rng.standard_normal((12, p)) * 0.1 + 5).astype(np.float32)
-    read = partial(_rows, check.array(few))
+    few = (np.random.default_rng(2).standard_normal((12, p)) * 0.1 + 5).astype(np.float32)
+    held = check.array(few)
     centered = few.astype(np.float64) - few.mean(0, dtype=np.float64)
     wanted = centered @ centered.T
-    error = np.abs(gram_matrix(read, 12, 5).matrix - wanted).max() / np.abs(wanted).max()
-    check.add("error against float64", error, "relative", 1e-10)
-    xp = backend.array_module(check.array(few))
+    error = np.abs(gram_matrix(lambda start, stop: held[start:stop], 12, 5).matrix - wanted).max()
+    check.add("error against float64", error / np.abs(wanted).max(), "relative", 1e-10)
+    xp = backend.array_module(held)
     many = xp.asarray(np.repeat(few, -(-n // 12), 0)[:n])
     many += xp.random.standard_normal((n, 1)).astype(np.float32) * many[:, :1]
-    seconds = check.seconds(partial(gram_matrix, partial(_rows, many), n, max(1, n // 2)), 1)
-    check.add(f"{n} volumes of {p} voxels", seconds, "s")
+
+    def multiply() -> None:
+        gram_matrix(lambda start, stop: many[start:stop], n, max(1, n // 2))
+
+    seconds = check.time(f"{n} volumes of {p} voxels", multiply, 1)
     check.add("rate in float64", n * n * p * 1.5 / seconds / 1e12, "TFLOP/s")
     matrix = xp.random.standard_normal((n, 50))
-    matrix = matrix @ matrix.T
-    seconds = check.seconds(partial(leading_eigenpairs, matrix, 20), 1)
-    check.add(f"20 eigenpairs of {n}", seconds, "s")
-
-
-def _rows(array: Any, start: int, stop: int) -> Any:
-    return array[start:stop]
+    check.time(f"20 eigenpairs of {n}", partial(leading_eigenpairs, matrix @ matrix.T, 20), 1)
 
 
 def linkage(check: Check) -> None:
@@ -458,6 +430,11 @@ def linkage(check: Check) -> None:
         found = nearest_neighbor_chain(check.array(squareform(distances) ** 2), method)
         differ = (found[:, [0, 1, 3]] != wanted[:, [0, 1, 3]]).any(1).sum()
         check.add(f"{method}: merges unlike SciPy's", differ, "of 399", 0)
+    xp = backend.array_module(check.array(few))
+
+    def join(points: Any, method: str) -> None:
+        nearest_neighbor_chain(into_squared_distances(points @ points.T), method)
+
     for n in check.size.linkages:
         for method in ("average", "ward") if n < 50_000 else ("average",):
             if time.perf_counter() > check.deadline - n / 1500:
@@ -465,39 +442,26 @@ def linkage(check: Check) -> None:
             if 1.1 * 8 * n * n > free_bytes(check.device):
                 check.add(f"{method}: {n} volumes do not fit, missing", 8 * n * n, "B")
                 continue
-            xp = backend.array_module(check.array(few))
             points = xp.asarray(np.random.default_rng(4).standard_normal((n, 10)))
-            start = time.perf_counter()
-            squared = into_squared_distances(points @ points.T)
-            nearest_neighbor_chain(squared, method)
-            check.add(f"{method}: {n} volumes", time.perf_counter() - start, "s")
-            del squared
-            release(check)
+            check.once(f"{method}: {n} volumes", partial(join, points, method))
+            check.release()
 
 
 def overlap(check: Check) -> None:
     """Volumes decoded and written at once, against each alone."""
-    decoder, n = check.decoder(), 4 * check.size.volumes
-    some, dtype = check.field(decoder), "Zarr"
+    some, n, kind = check.field(), 4 * check.size.volumes, "Zarr"
     with tempfile.TemporaryDirectory() as place:
         try:
             import zarr
 
             from scapedist.store import write_row
 
-            shape = (n, *(decoder.box_size,) * 3)
-            array = zarr.create_array(
-                f"{place}/v", shape=shape, chunks=(1, *shape[1:]), dtype="float32",
-                compressors=None, config={"write_empty_chunks": True},
-            )  # fmt: skip
-            write = partial(write_row, array)
+            shape = (n, *(some.decoder.box_size,) * 3)
+            about: Row = {"shape": shape, "chunks": (1, *shape[1:]), "dtype": "float32"}
+            about |= {"compressors": None, "config": {"write_empty_chunks": True}}
+            write = partial(write_row, zarr.create_array(f"{place}/v", **about))
         except ImportError:
-            dtype = "plain files"
-
-            write = partial(_write_file, place)
-
-        def decode() -> None:
-            decode_all(some, n)
+            kind, write = "plain files", partial(_write_file, place)
 
         def both(volumes: Iterator[Any]) -> None:
             with backend.Outbox(4) as outbox:
@@ -505,16 +469,10 @@ def overlap(check: Check) -> None:
                     outbox.put((volume,), partial(write, number))
                 outbox.results()
 
-        def decoded() -> Iterator[Any]:
-            return (backend.as_array(v.float()) for v in some.volumes(latents_of(n)))
-
-        one = next(decoded())
-        alone = check.seconds(decode, 3)
-        written = check.seconds(lambda: both(iter([one] * n)), 3)
-        together = check.seconds(lambda: both(decoded()), 3)
-    check.add(f"decode {n} volumes", alone, "s")
-    check.add(f"copy and write them, {dtype}", written, "s")
-    check.add("both at once", together, "s")
+        one = next(as_arrays(some, n))
+        alone = check.time(f"decode {n} volumes", partial(decode_all, some, n), 3)
+        written = check.time(f"copy and write them, {kind}", lambda: both(iter([one] * n)), 3)
+        together = check.time("both at once", lambda: both(as_arrays(some, n)), 3)
     check.add("of the slower one alone", max(alone, written) / together, "fraction", 0.8)
 
 
@@ -526,23 +484,22 @@ def memory(check: Check) -> None:
     """Decoding where memory is short: blocks are halved and the volumes are the same."""
     if check.device == "cpu":
         return
-    decoder = check.decoder()
-    generous = Field(decoder, check.device)
+    generous = check.field("float32")
     wanted = next(generous.volumes(latents_of(1)))
     torch.cuda.reset_peak_memory_stats()
-    decode_all(check.field(decoder), 8)
+    decode_all(check.field(), 8)
     check.add("peak of decoding", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+    decoder = generous.decoder
     del generous
-    release(check)
-    total = torch.cuda.get_device_properties(0).total_memory
+    check.release()
     held = torch.cuda.memory_allocated() + 0.75 * 2**30
+    total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(held / total)
     try:
         tight = Field(decoder, check.device, memory_bytes=16 * 2**30)
         found = next(tight.volumes(latents_of(1)))
-        error = float((found - wanted).norm() / wanted.norm())
         check.add("halved from 16 GiB to", (tight.memory_bytes or 0) / 2**30, "GiB", 8)
-        check.add("error after it", error, "relative L2", 1e-6)
+        check.add("error after it", relative(found, wanted), "relative L2", 1e-6)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -561,33 +518,17 @@ def cuml(check: Check) -> None:
     centers = rng.standard_normal((10, 8)) * 20
     truth = rng.integers(10, size=20_000)
     points = check.array(centers[truth] + rng.standard_normal((20_000, 8)))
-    start = time.perf_counter()
-    labels = backend.kmeans(points, 10, 0, 100, n_starts=3)[1]
-    check.add("k-means of 20,000", time.perf_counter() - start, "s")
-    check.add("k-means: groups that are not one", _mixed(labels, truth), "of 10", 0)
-    start = time.perf_counter()
-    labels = backend.hdbscan(points, 100)
-    check.add("HDBSCAN of 20,000", time.perf_counter() - start, "s")
-    check.add("HDBSCAN: groups that are not one", _mixed(labels, truth), "of 10", 0)
-    start = time.perf_counter()
-    assert np.isfinite(backend.umap(points, 0)).all()
-    check.add("UMAP of 20,000", time.perf_counter() - start, "s")
-
-
-def _mixed(labels: np.ndarray, truth: np.ndarray) -> int:
-    """Groups whose points are of more than one true group, or the other way round."""
-    kept = labels >= 0
-    pairs = np.unique(np.stack([labels[kept], truth[kept]]), axis=1).shape[1]
-    return int(pairs - 10)
-
-
-def release(check: Check) -> None:
-    """Give what torch and CuPy keep back to the device."""
-    if check.device != "cpu":
-        import cupy
-
-        torch.cuda.empty_cache()
-        cupy.get_default_memory_pool().free_all_blocks()
+    groups = {
+        "k-means": lambda: backend.kmeans(points, 10, 0, 100, n_starts=3)[1],
+        "HDBSCAN": lambda: backend.hdbscan(points, 100),
+    }
+    for name, work in groups.items():
+        labels = check.once(f"{name} of 20,000", work)
+        kept = labels >= 0
+        pairs = np.unique(np.stack([labels[kept], truth[kept]]), axis=1).shape[1]
+        check.add(f"{name}: groups that are not one", pairs - 10, "of 10", 0)
+    placed = check.once("UMAP of 20,000", partial(backend.umap, points, 0))
+    assert np.isfinite(placed).all()
 
 
 SECTIONS = {
@@ -614,6 +555,7 @@ def run(size: str, device: str | None = None, seconds: float = 420) -> Row:
     failures: list[Row] = []
     for name, section in SECTIONS.items():
         start, check.section = time.perf_counter(), name
+        torch.set_float32_matmul_precision("highest")
         if check.late:
             failures.append({"section": name, "error": "no time was left"})
             continue
@@ -622,7 +564,7 @@ def run(size: str, device: str | None = None, seconds: float = 420) -> Row:
         except Exception as error:  # the others are worth having all the same
             failures.append({"section": name, "error": f"{type(error).__name__}: {error}"})
             traceback.print_exc()
-        release(check)
+        check.release()
         print(f"-- {name}: {time.perf_counter() - start:.1f} s", flush=True)
     return {"device": device, "particles": PARTICLES, "rows": check.rows, "failures": failures}
 

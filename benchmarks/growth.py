@@ -7,16 +7,15 @@ fits the times, and what the plan says. Volumes have random values with a decayi
 
 from __future__ import annotations
 
-import json
 import tempfile
-from dataclasses import dataclass
+from collections import namedtuple
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import harness
 import numpy as np
-from harness import MIB, Panel, Row, Table, alone, exhaust, n_threads, peak_bytes, power, seconds_of
+from harness import MIB, Panel, Row, Table, alone, exhaust, n_threads, peak_bytes, seconds_of
 from random_model import write_random_model
 
 from scapedist import Run, open_model
@@ -24,7 +23,7 @@ from scapedist.landscape import open_workers
 from scapedist.landscape.cost import components_seconds, sketch_seconds, states_seconds
 from scapedist.landscape.speed import Rates
 from scapedist.model.field import Field
-from scapedist.plan import GIB, IMPORT_BYTES, Budget, batches, plan_components, plan_linkage
+from scapedist.plan import GIB, Budget, batches, plan_components, plan_linkage
 from scapedist.settings import GenerateSettings, MaskSettings, SketchSettings
 from scapedist.workers import Serial, available_cores
 
@@ -59,31 +58,12 @@ RANK, NOISE = 60, 0.02
 """Of the volumes: apart from noise, and of it."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """Volumes and voxels of the fits, boxes, and what is done at once under a limit.
-
-    Attributes
-    ----------
-    volumes, voxels
-        Of each of the fits over volumes; of each over voxels, with the middle number of volumes.
-    boxes, width
-        Of decoding; of its random models' layers.
-    many
-        (volumes, voxels, solver, linkage, memory limit) of one run each.
-    latents, sketches
-        Particles and sketch sizes of k-means on latents.
-    """
-
-    volumes: tuple[int, ...]
-    voxels: tuple[int, ...]
-    boxes: tuple[int, ...]
-    width: int
-    many: tuple[tuple[int, int, str, str, int], ...] = ()
-    latents: int = 2000
-    sketches: tuple[int, ...] = (100, 200)
-
-
+Size = namedtuple(
+    "Size", "volumes voxels boxes width many latents sketches", defaults=((), 2000, (100, 200))
+)
+"""Volumes and voxels of the fits (those over voxels have the middle number of volumes); boxes, and
+the width of their models' layers; (volumes, voxels, solver, linkage, memory limit) of one run each;
+particles and sketch sizes of k-means."""
 MANY = (
     (20_000, 20_000, "gram", "average", 4 * GIB),
     (50_000, 5_000, "auto", "ward", 4 * GIB),
@@ -96,21 +76,16 @@ SIZES = {
     "small": Size(THOUSANDS, THOUSANDS, (32, 48, 64), 128),
     "full": Size(MORE, MORE, (48, 64, 96, 128), 256, MANY, 300_000, (10_000, 30_000, 100_000)),
 }
-OPTIONS: dict[str, Row] = {
-    "--many-only": {"action": "store_true", "help": "only the runs under a limit"}
-}
 
 
-def run(size: str, many_only: bool = False) -> Row:
+def run(size: str) -> Row:
     """Rows of each measurement, exponents, and runs under a limit."""
-    of, results = SIZES[size], Row()
+    of = SIZES[size]
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        if not many_only:
-            rows = stages(of, place) + decoding(of, place) + sketches(of)
-            results |= {"rows": exponents(rows), "measured": rows}
-        results["many"] = [many(place, *case) for case in of.many]
-    return results
+        rows = stages(of, place) + decoding(of, place) + sketches(of)
+        of_many = [many(place, *case) for case in of.many]
+    return {"rows": exponents(rows), "measured": rows, "many": of_many}
 
 
 def write_masked_run(place: Path, n: int, p: int) -> Path:
@@ -147,18 +122,17 @@ def write_masked_run(place: Path, n: int, p: int) -> Path:
 # -- in a process of its own
 
 
-def child(directory: str, options: str) -> Row:
+def child(
+    directory: str, n_workers: int | None, solver: str, linkage: str, limit: int | None
+) -> Row:
     """Components and states of a run in this process, or its workers: seconds and peaks."""
-    workers_asked, solver, linkage, limit = json.loads(options)
     found: Row = {}
-    with open_workers(workers_asked, memory_limit=limit) as workers:
+    with open_workers(n_workers, memory_limit=limit) as workers:
         if hasattr(workers, "connected"):
             workers.connected()
         made = Run(directory)
         found["pca"] = seconds_of(lambda: made.pca(workers, components=COMPONENTS, solver=solver))
         found["pca peak"] = peak_bytes()
-        if hasattr(workers, "connected"):
-            found["worker peak"] = max(workers.connected().run(peak_bytes).values())
     here = Serial(memory_limit=limit)
     found["states"] = seconds_of(lambda: made.states(here, states=STATES, linkage=linkage))
     found["peak"] = peak_bytes()
@@ -166,28 +140,46 @@ def child(directory: str, options: str) -> Row:
     return found | {"solver": results["pca"]["solver"], "joined": results["states"]["joined"]}
 
 
-def sketch_child(particles: str, size: str) -> Row:
+def sketch_child(particles: int, size: int) -> Row:
     """A k-means sketch of random latents: seconds, what the plan says, bytes above idle."""
     from scapedist.analysis.sketch import make_sketch
 
-    latents = np.random.default_rng(0).standard_normal((int(particles), ZDIM))
+    latents = np.random.default_rng(0).standard_normal((particles, ZDIM))
     latents = (latents * 0.8 ** np.arange(ZDIM)).astype(np.float32)
-    planned = sketch_seconds(latents, int(size))
+    planned = sketch_seconds(latents, size)
     before = harness.reset_peak()
-    seconds = seconds_of(lambda: make_sketch(latents, int(size)))
-    return {"seconds": seconds, "planned s": planned, "bytes": peak_bytes() - before}
+    seconds = seconds_of(lambda: make_sketch(latents, size))
+    above = (peak_bytes() - before) / MIB
+    return {"seconds": seconds, "planned s": planned, "above idle MiB": above}
 
 
 def measured(
-    made: Path, n: int, p: int, workers: int | None, solver: str, linkage: str, limit: int | None
-) -> tuple[Row, Any, Any]:
-    """What a run of n volumes with p voxels took, and the plans of its components and states."""
-    found = alone("growth", str(made), json.dumps((workers, solver, linkage, limit)))
-    if "error" in found:
-        raise RuntimeError(found["error"])
-    budget = Budget(limit or 2**50, limit is not None)
-    plan = plan_components(n, p, COMPONENTS, budget, workers or available_cores(), solver=solver)
-    return found, plan, plan_linkage(n, linkage, budget)
+    place: Path,
+    n: int,
+    p: int,
+    workers: int | None,
+    solver: str,
+    linkage: str,
+    limit: int | None,
+    rates: Rates | None = None,
+) -> Row:
+    """What components and states of n volumes with p voxels took, and what their plans say.
+
+    By rates that are measured then, where none are given.
+    """
+    with tempfile.TemporaryDirectory(dir=place) as directory:
+        made = write_masked_run(Path(directory), n, p)
+        found = alone("growth", made, workers, solver, linkage, limit)
+    budget, n_workers = Budget(limit or 2**50, limit is not None), workers or available_cores()
+    plan = plan_components(n, p, COMPONENTS, budget, n_workers, solver=solver)
+    joined, rates = plan_linkage(n, linkage, budget), rates or Rates.measured()
+    rate, reading = rates.products_per_second, 4 * n * p / rates.read_bytes_per_second
+    return found | {
+        "planned pca": components_seconds(plan, n, p, n_workers, rate, reading),
+        "planned states": states_seconds(joined, n, linkage, rate, reading),
+        "planned pca peak": plan.here_bytes,
+        "planned peak": max(plan.here_bytes, joined.here_bytes),
+    }
 
 
 # -- the tables
@@ -196,27 +188,16 @@ def measured(
 def stages(size: Size, place: Path) -> list[Row]:
     """Components by both ways, and states, for several volumes and voxels, on one thread."""
     middle, rates, rows = size.volumes[len(size.volumes) // 2], Rates.measured(), []
-    rate = rates.products_per_second
-
-    def row(stage: str, seconds: float, planned: float, peak: int, planned_bytes: int) -> Row:
-        memory = {"peak MiB": peak / MIB, "planned MiB": planned_bytes / MIB}
-        return {"stage": stage, "n": n, "p": p, "seconds": seconds, "planned s": planned} | memory
-
     cases = [(n, size.voxels[0]) for n in size.volumes] + [(middle, p) for p in size.voxels[1:]]
-    for n, p in cases:
-        reading = 4 * n * p / rates.read_bytes_per_second
-        with tempfile.TemporaryDirectory(dir=place) as directory:
-            made = write_masked_run(Path(directory), n, p)
-            for solver in ("gram", "iteration"):
-                found, plan, joined = measured(made, n, p, 1, solver, "average", None)
-                planned, here = components_seconds(plan, n, p, 1, rate, reading), plan.here_bytes
-                name = f"components, {solver}"
-                rows.append(row(name, found["pca"], planned, found["pca peak"], here))
-                if solver == "gram":
-                    planned = states_seconds(joined, n, "average", rate, reading)
-                    here = max(here, joined.here_bytes)
-                    name = "states, average"
-                    rows.append(row(name, found["states"], planned, found["peak"], here))
+    for (n, p), solver in product(cases, ("gram", "iteration")):
+        found = measured(place, n, p, 1, solver, "average", None, rates)
+        parts = {f"components, {solver}": ("pca", "pca peak")}
+        if solver == "gram":
+            parts["states, average"] = ("states", "peak")
+        for stage, (seconds, peak) in parts.items():
+            row = {"stage": stage, "n": n, "p": p, "seconds": found[seconds]}
+            row |= {"planned s": found[f"planned {seconds}"], "peak MiB": found[peak] / MIB}
+            rows.append(row | {"planned MiB": found[f"planned {peak}"] / MIB})
     return rows
 
 
@@ -224,10 +205,8 @@ def decoding(size: Size, place: Path) -> list[Row]:
     """Seconds a volume for several boxes, on one thread."""
     rows = []
     for box in size.boxes:
-        workdir = place / f"box{box}"
-        model = open_model(
-            write_random_model(workdir, box_size=box, width=size.width, n_particles=8), 19
-        )
+        shape = {"box_size": box, "width": size.width, "n_particles": 8}
+        model = open_model(write_random_model(place / f"box{box}", **shape), 19)
         field = Field(model.decoder)
         with n_threads(1):
             exhaust(field.volumes(model.latents))
@@ -238,24 +217,18 @@ def decoding(size: Size, place: Path) -> list[Row]:
 
 def sketches(size: Size) -> list[Row]:
     """k-means on latents for several sizes of a sketch, on all cores."""
-    rows = []
-    for n in size.sketches:
-        found = alone("growth", str(size.latents), str(n), child="sketch_child")
-        above = found.pop("bytes") / MIB
-        row = {"stage": "sketch", "n": n, "particles": size.latents, **found}
-        rows.append(row | {"above idle MiB": above})
-    return rows
+    return [
+        {"stage": "sketch", "n": n, "particles": size.latents}
+        | alone("growth", size.latents, n, child="sketch_child")
+        for n in size.sketches
+    ]
 
 
 def exponents(rows: list[Row]) -> list[Row]:
     """The power of each variable that fits the measured, and the planned, seconds."""
-    found = []
-    for line, mine in harness.series(rows, ("stage",), ("n", "p", "D")):
-        variable = line["variable"]
-        line |= {"exponent": power(mine, variable, "seconds"), "planned exponent": 3.0}
-        line |= {"planned / measured s": "", "planned / measured MiB": ""}  # of decoding
-        if "planned s" in mine[0]:
-            line["planned exponent"] = power(mine, variable, "planned s")
+    found, of = [], {"exponent": "seconds", "planned exponent": "planned s"}
+    for line, mine in harness.exponents(rows, ("stage",), ("n", "p", "D"), of):
+        line.setdefault("planned exponent", 3.0)  # of D
         for unit, key in (("s", "seconds"), ("MiB", "peak MiB")):
             if f"planned {unit}" in mine[0]:
                 ratios = [row[f"planned {unit}"] / row[key] for row in mine]
@@ -266,12 +239,7 @@ def exponents(rows: list[Row]) -> list[Row]:
 
 def many(place: Path, n: int, p: int, solver: str, linkage: str, limit: int) -> Row:
     """One run of many volumes under a memory limit, with a worker a core."""
-    with tempfile.TemporaryDirectory(dir=place) as directory:
-        made = write_masked_run(Path(directory), n, p)
-        found, plan, joined = measured(made, n, p, None, solver, linkage, limit)
-        disk = harness.disk_bytes(made / "landscape.zarr")
-    rates, n_workers = Rates.measured(), available_cores()
-    rate, reading = rates.products_per_second, 4 * n * p / rates.read_bytes_per_second
+    found = measured(place, n, p, None, solver, linkage, limit)
     return {
         "n": n,
         "p": p,
@@ -279,16 +247,11 @@ def many(place: Path, n: int, p: int, solver: str, linkage: str, limit: int) -> 
         "solver": found["solver"],
         "joined from": found["joined"],
         "components s": found["pca"],
-        "planned components s": components_seconds(plan, n, p, n_workers, rate, reading),
+        "planned components s": found["planned pca"],
         "states s": found["states"],
-        "planned states s": states_seconds(joined, n, linkage, rate, reading),
+        "planned states s": found["planned states"],
         "peak GiB": found["peak"] / GIB,
-        "planned GiB": max(plan.here_bytes, joined.here_bytes) / GIB,
-        "worker GiB": found.get("worker peak", 0) / GIB,
-        "planned worker GiB": plan.worker_bytes / GIB,
-        "limit GiB": limit / GIB,
-        "disk GiB": disk / GIB,
-        "above imports GiB": (found["peak"] - IMPORT_BYTES) / GIB,
+        "planned GiB": found["planned peak"] / GIB,
     }
 
 

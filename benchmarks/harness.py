@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -50,8 +50,8 @@ Row = dict[str, Any]
 class Table:
     """Rows of a benchmark's results, and what of them is shown.
 
-    They are those under ``rows``, also as ``paper.rows``, that have the values of ``where``. The
-    columns are keys, ``a | b: what is written above``; those that no row has are left out.
+    They are those under ``rows`` that have the values of ``where``. The columns are keys, ``a | b:
+    what is written above``; those that no row has are left out.
     """
 
     rows: str
@@ -64,16 +64,10 @@ class Table:
 class Panel:
     """A picture of some rows: a column against a size, or, without ``xlabel``, beside names.
 
-    Attributes
-    ----------
-    rows, where
-        As of a table; of ``fixed`` columns only rows with the most frequent values are drawn.
-    x, by
-        Column of the size or the name; what a row's line is called, as ``{program}``.
-    y
-        Column that is drawn, or several, each with what its line is called.
-    label, xlabel
-        Written beside and below.
+    ``rows`` and ``where`` are as of a table; of ``fixed`` columns only rows with the most frequent
+    values are drawn. ``x`` is the column of the size or the name, ``by`` what a row's line is
+    called, as ``{program}``, and ``y`` the column that is drawn, or several, each with what its
+    line is called; ``label`` and ``xlabel`` are written beside and below.
     """
 
     rows: str
@@ -174,13 +168,8 @@ def tables(script: Any, results: Row) -> list[str]:
 
 
 def chosen(results: Row, of: Table | Panel) -> list[Row]:
-    """The rows of a table or a picture; none where the results have no such rows.
-
-    What is no list is one row.
-    """
-    value: Any = results
-    for key in of.rows.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+    """The rows of a table or a picture, of which one needs no list; none where there are none."""
+    value = results.get(of.rows)
     value = value if isinstance(value, list) else [value]
     rows = [row for row in value if isinstance(row, dict)]
     return [row for row in rows if all(row.get(key) == of.where[key] for key in of.where)]
@@ -244,13 +233,16 @@ def n_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def series(
-    rows: Sequence[Row], by: tuple[str, ...], variables: tuple[str, ...]
+def exponents(
+    rows: Sequence[Row], by: tuple[str, ...], variables: tuple[str, ...], of: Mapping[str, str]
 ) -> Iterator[tuple[Row, list[Row]]]:
     """For each value of ``by``, the most rows that differ in one variable alone, by that variable.
 
-    With each, a row that says which they are, the variable and its range.
+    With each, a row that says which they are, the variable and its range, and by the names of
+    ``of`` the power of the variable that fits a column, where rows have it.
     """
+    import numpy as np
+
     for key in dict.fromkeys(tuple(row[name] for name in by) for row in rows):
         mine = [row for row in rows if tuple(row[name] for name in by) == key]
         for variable in variables:
@@ -261,54 +253,62 @@ def series(
             longest = max(alike.values(), key=len, default=[])
             longest = sorted(longest, key=lambda row: row[variable])
             if len(longest) > 1:
-                about = dict(zip(by, key, strict=True)) | {"variable": variable}
-                yield about | {"from": longest[0][variable], "to": longest[-1][variable]}, longest
-
-
-def power(rows: Sequence[Row], variable: str, what: str) -> float:
-    """The power of a variable that fits a column of rows."""
-    import numpy as np
-
-    x = np.log([row[variable] for row in rows])
-    return float(np.polyfit(x, np.log([row[what] for row in rows]), 1)[0])
+                line = dict(zip(by, key, strict=True)) | {"variable": variable}
+                line |= {"from": longest[0][variable], "to": longest[-1][variable]}
+                x = np.log([row[variable] for row in longest])
+                for name, what in of.items():
+                    if what in longest[0]:
+                        y = np.log([row[what] for row in longest])
+                        line[name] = float(np.polyfit(x, y, 1)[0])
+                yield line, longest
 
 
 # -- a method in a process of its own
 
 CHILD = """
 import importlib, json, sys
-sys.path.insert(0, sys.argv[1])
-print(json.dumps(getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(*sys.argv[4:])))
+folder, script, function, arguments = sys.argv[1:]
+sys.path.insert(0, folder)
+print(json.dumps(getattr(importlib.import_module(script), function)(*json.loads(arguments))))
 """
 
 
-def alone(script: str, *arguments: str, child: str = "child") -> Row:
-    """What a function of a script returns in a fresh process; ``error`` where that fails."""
-    program = [sys.executable, "-c", CHILD, str(Path(__file__).parent), script, child, *arguments]
-    done = subprocess.run(program, capture_output=True, text=True)
+def alone(script: str, *arguments: Any, child: str = "child") -> Row:
+    """What a function of a script returns in a fresh process, of arguments as JSON has them."""
+    about = (str(Path(__file__).parent), script, child, json.dumps(arguments, default=str))
+    done = subprocess.run([sys.executable, "-c", CHILD, *about], capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        return {"error": lines[-1] if lines else f"ended with {done.returncode}"}
-    found: Row = json.loads(done.stdout.splitlines()[-1])
-    return found
+        raise RuntimeError(lines[-1] if lines else f"ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def in_turns(script: str, ways: Mapping[Any, Sequence[str]], n_rounds: int) -> dict[Hashable, Row]:
-    """Median time and memory of ways that take turns, each ``alone``; the error of one that fails.
+def in_turns(
+    script: str,
+    ways: Mapping[Any, Sequence[Any]],
+    n_rounds: int,
+    place: Path,
+    compared: Callable[[Any, Path], Row],
+) -> dict[Any, Row]:
+    """A row of each way: median time and memory, or its error, and how its answer compares.
 
-    ``ways`` has the arguments of each.
+    Ways take turns, each ``alone`` with its arguments and a file for its answer.
     """
-    took: dict[Hashable, list[Row]] = {way: [] for way in ways}
+    took: dict[Any, list[Row]] = {way: [] for way in ways}
+    rows: dict[Any, Row] = {way: {"seconds": "", "above idle MiB": "", "error": ""} for way in ways}
+    files = {way: place / f"{number}.npz" for number, way in enumerate(ways)}
     for _ in range(n_rounds):
-        for way, arguments in ways.items():
-            if not any("error" in found for found in took[way]):
-                took[way].append(alone(script, *arguments))
-    rows: dict[Hashable, Row] = {}
-    for way, found in took.items():
-        rows[way] = {"seconds": "", "above idle MiB": "", "error": found[-1].get("error", "")}
-        if not rows[way]["error"]:
-            rows[way]["seconds"] = statistics.median(each["seconds"] for each in found)
-            rows[way]["above idle MiB"] = statistics.median(each["bytes"] for each in found) / MIB
+        for way in (way for way in ways if not rows[way]["error"]):
+            try:
+                took[way].append(alone(script, *ways[way], files[way]))
+            except RuntimeError as error:
+                took[way].append({"error": str(error)})
+            rows[way]["error"] = took[way][-1].get("error", "")
+    for way, row in rows.items():
+        if not row["error"]:
+            row["seconds"] = statistics.median(each["seconds"] for each in took[way])
+            row["above idle MiB"] = statistics.median(each["bytes"] for each in took[way]) / MIB
+            row |= compared(way, files[way])
     return rows
 
 
@@ -319,29 +319,31 @@ def limit_memory() -> None:
 
 
 def timed(
-    work: Callable[[Any], Any],
-    load: Callable[[str], Any],
+    work: Callable[[Any], Row],
+    load: Callable[[Path], Any],
     few: str,
     place: str,
+    result: str,
     everywhere: Callable[[Callable[[], int]], int] = lambda call: call(),
-) -> tuple[Row, Any]:
-    """Seconds and peak of work on what lies in a place, or its error; and what it returned.
+) -> Row:
+    """Seconds and peak of work on what lies in a place, or its error; its arrays go to a file.
 
     It has been done with what lies in ``few`` before. The peak is above what the process held
     then, what is loaded included; ``everywhere`` sums it over other processes, too.
     """
     try:
-        work(load(few))
+        work(load(Path(few)))
         before = everywhere(reset_peak)
-        given = load(place)
+        given = load(Path(place))
         start = time.perf_counter()
         found = work(given)
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, "bytes": everywhere(peak_bytes) - before}, found
+        row = {"seconds": time.perf_counter() - start, "bytes": everywhere(peak_bytes) - before}
     except Exception as error:  # of another package: a row like others
-        return {
-            "error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        }, None
+        return {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+    import numpy as np
+
+    np.savez(result, **found)
+    return row
 
 
 def reset_peak() -> int:
@@ -370,46 +372,14 @@ GROWN, RARELY_SECONDS = 1.01, 1.0
 are read when resident sizes, which cost nothing, have grown, and rarely otherwise."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a command and all its processes took, from the start of the interpreter.
+def measure(program: Sequence[str], log: Path | None = None) -> Row:
+    """What a command and all its processes took, from a cold start; an error of it is raised.
 
-    Attributes
-    ----------
-    peak_bytes
-        Largest sum over the processes, at one moment, of their proportional set sizes: memory that
-        they share is counted once. Seen to about 1 %, at ``interval_seconds``.
-    largest_bytes
-        Largest resident size that any one of them ever had: what they share is in each.
-    others_seconds
-        CPU time that the machine spent meanwhile on anything else: where it is not small next to
-        ``seconds``, the command shared the cores, and its times say little.
-    """
-
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
-    largest_bytes: int
-    others_seconds: float
-
-    @property
-    def row(self) -> Row:
-        """Cells of a table."""
-        return {
-            "seconds": self.seconds,
-            "cpu seconds": self.cpu_seconds,
-            "others' cpu seconds": self.others_seconds,
-            "peak MiB": self.peak_bytes / MIB,
-            "largest process MiB": self.largest_bytes / MIB,
-        }
-
-
-def measure(
-    program: Sequence[str], interval_seconds: float = 0.1, log: Path | None = None
-) -> Measured:
-    """Run a command from a cold start to its end; an error of it is raised.
-
-    What it prints goes to the file ``log``, if any.
+    What it prints goes to the file ``log``. The peak is the largest sum over the processes, at one
+    moment, of proportional set sizes: memory that they share is counted once; it is seen to about
+    1 %, every 0.1 s. The largest process's resident size has all that it shares. Where the CPU time
+    of others is not small next to the seconds, the command shared the cores, and its times say
+    little.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start, busy = time.perf_counter(), _busy_seconds()
@@ -420,7 +390,7 @@ def measure(
     def watch() -> None:
         nonlocal peak, largest
         highest, last = 0, start
-        while not done.wait(interval_seconds):
+        while not done.wait(0.1):
             members, now, resident = _tree(process.pid), time.perf_counter(), 0
             for member in members:
                 with contextlib.suppress(OSError, RuntimeError):  # it has just ended
@@ -443,7 +413,13 @@ def measure(
         raise RuntimeError(f"{program[0]} failed: {stderr.decode()[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-    return Measured(seconds, cpu, peak, largest, max(busy - cpu, 0.0))
+    return {
+        "seconds": seconds,
+        "cpu seconds": cpu,
+        "others' cpu seconds": max(busy - cpu, 0.0),
+        "peak MiB": peak / MIB,
+        "largest process MiB": largest / MIB,
+    }
 
 
 def _busy_seconds() -> float:

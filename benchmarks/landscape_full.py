@@ -21,7 +21,7 @@ import pickle
 import re
 import tempfile
 from argparse import Namespace
-from dataclasses import dataclass
+from collections import namedtuple
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -63,23 +63,13 @@ DEFAULT = 10_000
 """Training volumes of ``analyze_landscape_full``."""
 FULL = "analyze_landscape_full"
 OPTIONS: dict[str, Row] = {
-    "--sketch": {"type": int, "help": "sketch size, instead of the size's own"},
     "--training-volumes": {"type": int, "help": "run cryoDRGN with so many, too (default: 10000)"},
     "--workers": {"type": int, "help": "scapedist's (default: one a core)"},
 }
 
 
-@dataclass(frozen=True)
-class Size:
-    """Particles and sketch of both programs, cryoDRGN's runs, particles that are compared."""
-
-    n_particles: int
-    sketch: int
-    box: int
-    n_training: tuple[int, ...]
-    n_sample: int
-
-
+Size = namedtuple("Size", "n_particles sketch box n_training n_sample")
+"""Particles and sketch of both programs, cryoDRGN's runs, particles that are compared."""
 SIZES = {
     "tiny": Size(600, 30, 16, (100,), 60),
     "small": Size(20_000, 100, 48, (300,), 200),
@@ -87,40 +77,38 @@ SIZES = {
 }
 
 
-def run(
-    size: str,
-    workers: int | None = None,
-    sketch: int | None = None,
-    training_volumes: int | None = None,
-) -> Row:
+def run(size: str, workers: int | None = None, training_volumes: int | None = None) -> Row:
     """Time, memory, disk and accuracy of both programs; ``training_volumes`` is one run more."""
     of = SIZES[size]
-    sketch, more = sketch or of.sketch, {training_volumes} if training_volumes else set()
-    runs = sorted({*of.n_training, *more})
+    runs = sorted({*of.n_training, training_volumes or of.n_training[0]})
     with harness.bundled() as (shipped, place):
         kept = spread_evenly(len(np.load(shipped / "truth.npz")["state"]), of.n_particles)
         write_umap(copy_with_particles(shipped, EPOCH, kept, place / "adk"))
-        ours, theirs, pace = _measured(place, sketch, of.box, runs, workers)
+        ours, theirs, pace = _measured(place, of, runs, workers)
         sample, accuracy = _accuracy(place, of, runs, workers)
-    both = [row for row in theirs if row["program"] == "both"]
     about = ("training volumes", "extrapolated")
     return {
-        "sketch": sketch,
+        "sketch": of.sketch,
         "box_size": of.box,
         "particles": of.n_particles,
         "rows": [ours, *theirs],
         "pace": pace,
-        "ratios": [{key: row[key] for key in about} | ratios_of(row, ours) for row in both],
+        "ratios": [
+            {key: row[key] for key in about} | ratios_of(row, ours)
+            for row in theirs
+            if row["program"] == "both"
+        ],
         "sample": len(sample),
         "accuracy": accuracy,
     }
 
 
 def _measured(
-    place: Path, sketch: int, box: int, n_training: list[int], workers: int | None
+    place: Path, size: Size, n_training: list[int], workers: int | None
 ) -> tuple[Row, list[Row], list[Row]]:
     """Scapedist's row, cryoDRGN's rows, and where the time of each run of the latter went."""
-    idle, workdir, landscape = whole_run.idle_bytes(workers), place / "adk", place / "landscape"
+    idle, workdir, landscape = whole_run.idle_mib(workers), place / "adk", place / "landscape"
+    sketch, box = size.sketch, size.box
 
     def row(program: str, n: int | str, command: list[str], output: Path) -> Row:
         took = measure(command, log=place / f"{output.name}.log")
@@ -131,19 +119,19 @@ def _measured(
     output = place / "scapedist"
     ours = row("scapedist", "", scapedist_run(workdir, output, sketch, box, workers), output)
     command = analyze_landscape(workdir, landscape, sketch, box)
-    first = row("analyze_landscape", "", command, landscape)
-    full, pace = [], []
+    first, full, pace = row("analyze_landscape", "", command, landscape), [], []
     for n in n_training:
         output = place / f"full{n}"
         options = ["--landscape-dir", str(landscape), "-o", str(output), "-N", str(n)]
         command = cryodrgn(FULL, str(workdir), str(EPOCH), *options, "-d", str(box))
-        full.append(row(FULL, n, command, output))
+        found = row(FULL, n, command, output)
         growing = growing_seconds((place / f"{output.name}.log").read_text())
         line: Row = {"training volumes": n, "growing, s": growing, "a volume, s": growing / n}
-        pace.append(line | {"the rest, s": full[-1]["seconds"] - growing})
-    measured = [(r, p) for r, p in zip(full, pace, strict=True) if p["training volumes"] < DEFAULT]
-    full.append(extrapolated(*measured[-1]))
-    return ours, [first, *full, *(_both(first, r) for r in full)], pace
+        pace.append(line | {"the rest, s": found["seconds"] - growing})
+        full.append(found)
+    of_most = max(number for number, n in enumerate(n_training) if n < DEFAULT)
+    full.append(extrapolated(full[of_most], pace[of_most]))
+    return ours, [first, *full, *(_both(first, found) for found in full)], pace
 
 
 def growing_seconds(log: str) -> float:
@@ -189,10 +177,13 @@ def _accuracy(
         exact, _ = run.embedder(workers).exact_rows(sample, "")
     record = store.beside.get("embedding/map", {"results": {}})["results"]
     found = store.read(f"embedding/{method}/coordinates")[sample]
-    rows = [_row(f"scapedist, {method}", record.get("training_volumes", ""), found, exact)]
+    training = record.get("training_volumes", "")
+    about: Row = {"program": f"scapedist, {method}", "training volumes": training}
+    rows = [about | error_figures(found, exact)]
     exact = cryodrgn_exact(place / "adk", place / "landscape", sample, size.box)
     for n in n_training:
-        rows.append(_row(FULL, n, _load(place / f"full{n}" / "vol_pca_all.pkl")[sample], exact))
+        found = _load(place / f"full{n}" / "vol_pca_all.pkl")[sample]
+        rows.append({"program": FULL, "training volumes": n} | error_figures(found, exact))
     return sample, rows
 
 
@@ -201,6 +192,18 @@ def unseen(n_particles: int, seen: list[np.ndarray], n_sample: int) -> np.ndarra
     others = np.setdiff1d(np.arange(n_particles), np.concatenate(seen))
     rng = np.random.default_rng(99)
     return np.sort(rng.choice(others, min(n_sample, len(others)), replace=False))
+
+
+def error_figures(found: np.ndarray, exact: np.ndarray) -> Row:
+    """How coordinates differ from exact ones; the R2 of a component at worst."""
+    of = agreement(found, exact)
+    return {
+        "relative error": of["relative_error"],
+        "worst R2 of ten": min(of["r2"][:10]),
+        "1 - worst R2": 1 - min(of["r2"][:10]),
+        "1 - R2 of all": 1 - min(of["r2"]),
+        "largest error": of["error_quantiles"][-1],
+    }
 
 
 def cryodrgn_exact(workdir: Path, landscape: Path, particles: np.ndarray, box: int) -> np.ndarray:
@@ -226,18 +229,6 @@ def cryodrgn_exact(workdir: Path, landscape: Path, particles: np.ndarray, box: i
             Namespace(flip=False, training_volumes=len(latents), seed=0, downsample=box),
         )
     return np.asarray(coordinates)
-
-
-def _row(program: str, n: int | str, found: np.ndarray, exact: np.ndarray) -> Row:
-    of = agreement(found, exact)
-    return {
-        "program": program,
-        "training volumes": n,
-        "relative error": of["relative_error"],
-        "worst R2 of ten": min(of["r2"][:10]),
-        "1 - worst R2": 1 - min(of["r2"][:10]),
-        "largest error": of["error_quantiles"][-1],
-    }
 
 
 def _load(path: Path) -> Any:

@@ -9,20 +9,23 @@ included. Merges are compared with SciPy's as the sets of points that they make.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
-from harness import Panel, Row, Table, power
+from harness import Panel, Row, Table
 
 from scapedist.analysis import linkage as ours
 from scapedist.plan import ISOMETRIC_COLUMNS, MICRO_STATES, PANEL_BYTES, batches
 
 TITLE = "Linkage"
+WARD = {"linkage": "ward"}
 TABLES = (
     Table(
         "rows",
@@ -35,12 +38,9 @@ TABLES = (
         "Time and memory grow as n to the power of",
     ),
 )
-PLOTS = tuple(
-    Panel("rows", "n", "{program}", key, label, "volumes", {"linkage": "ward"})
-    for key, label in (
-        ("seconds", "Ward's linkage, time, s"),
-        ("above idle MiB", "memory above idle, MiB"),
-    )
+PLOTS = (
+    Panel("rows", "n", "{program}", "seconds", "Ward's linkage, time, s", "volumes", WARD),
+    Panel("rows", "n", "{program}", "above idle MiB", "memory above idle, MiB", "volumes", WARD),
 )
 N_STATES, N_GROUPS = 10, 12
 FEW = 60
@@ -97,8 +97,7 @@ def distances(place: Path) -> np.ndarray:
 
 def square(place: Path) -> np.ndarray:
     """Squared distances of all pairs, (n, n) float64."""
-    size = (place / "squared").stat().st_size // 8
-    n = (1 + int(np.sqrt(1 + 8 * size))) // 2
+    n = len(points(place))
     found = np.zeros((n, n))
     with (place / "squared").open("rb") as stream:
         for row in range(n - 1):
@@ -114,16 +113,12 @@ def by_scipy(method: str, given: np.ndarray) -> np.ndarray:
     """The tree of SciPy."""
     from scipy.cluster import hierarchy
 
-    tree: np.ndarray = hierarchy.linkage(given, method)
-    return tree
+    return hierarchy.linkage(given, method)
 
 
 def by_fastcluster(function: str, method: str, given: np.ndarray) -> np.ndarray:
     """The tree of fastcluster, which keeps what it is given."""
-    import fastcluster
-
-    tree: np.ndarray = getattr(fastcluster, function)(given, method)
-    return tree
+    return getattr(import_module("fastcluster"), function)(given, method)
 
 
 def by_rounds(method: str, given: np.ndarray) -> np.ndarray:
@@ -164,12 +159,7 @@ def child(program: str, linkage: str, place: str, few: str, result: str) -> Row:
     """Seconds and peak of a program in a fresh process; its tree is left in a file."""
     harness.limit_memory()
     work, given, _ = PROGRAMS[program]
-    row, found = harness.timed(
-        partial(work, linkage), lambda folder: given(Path(folder)), few, place
-    )
-    if found is not None:
-        np.save(result, found)
-    return row
+    return harness.timed(lambda what: {"found": work(linkage, what)}, given, few, place, result)
 
 
 # -- the tables
@@ -189,8 +179,7 @@ def run(size: str) -> Row:
                 programs = [name for name, (*_, of) in PROGRAMS.items() if linkage in of]
                 chosen = [OF_MANY] if many else programs
                 rows += measured(n, linkage, chosen, place, few, n_rounds)
-            for path in place.iterdir():
-                path.unlink()
+            shutil.rmtree(place)
     dimensions = {"dimensions": ISOMETRIC_COLUMNS, "states": N_STATES}
     return dimensions | {"rows": rows, "exponents": exponents(rows)}
 
@@ -198,22 +187,17 @@ def run(size: str) -> Row:
 def measured(
     n: int, linkage: str, programs: list[str], place: Path, few: Path, n_rounds: int
 ) -> list[Row]:
-    """A row of each program, which take turns; SciPy's tree is the reference."""
-    results = {name: place / f"{number}.npy" for number, name in enumerate(programs)}
-    ways = {
-        name: (name, linkage, str(place), str(few), str(path)) for name, path in results.items()
-    }
-    took, rows = harness.in_turns("linkage", ways, n_rounds), []
-    reference = None
-    if REFERENCE in took and not took[REFERENCE]["error"]:
-        reference = np.load(results[REFERENCE])
-    for name, path in results.items():
-        row = {"n": n, "linkage": linkage, "program": name, **took[name]}
-        row |= dict.fromkeys(("merges unlike", "height error", "Rand index"), "")
-        if reference is not None and not row["error"]:
-            row |= compared(name, np.load(path), reference)
-        rows.append(row)
-    return rows
+    """A row of each program, which take turns; SciPy's tree, the first, is the reference."""
+    ways = {name: (name, linkage, place, few) for name in programs}
+    trees: dict[str, np.ndarray] = {}
+
+    def answer(name: str, path: Path) -> Row:
+        trees[name] = np.load(path)["found"]
+        reference = trees.get(REFERENCE)
+        return {} if reference is None else compared(name, trees[name], reference)
+
+    took = harness.in_turns("linkage", ways, n_rounds, place, answer)
+    return [{"n": n, "linkage": linkage, "program": name, **took[name]} for name in programs]
 
 
 def compared(name: str, found: np.ndarray, reference: np.ndarray) -> Row:
@@ -240,10 +224,8 @@ def groups_of(tree: np.ndarray) -> np.ndarray:
 def exponents(rows: list[Row]) -> list[Row]:
     """Slopes of time and memory in n, on logarithmic scales, of all with several n."""
     sound = [row for row in rows if not row["error"]]
-    return [
-        line | {"time": power(mine, "n", "seconds"), "memory": power(mine, "n", "above idle MiB")}
-        for line, mine in harness.series(sound, ("linkage", "program"), ("n",))
-    ]
+    of = {"time": "seconds", "memory": "above idle MiB"}
+    return [line for line, _ in harness.exponents(sound, ("linkage", "program"), ("n",), of)]
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ between the leading components, and the largest relative error of a variance.
 from __future__ import annotations
 
 import tempfile
+from collections import namedtuple
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 import zarr
 from harness import EPOCH, Panel, Row, Table
 
+from scapedist import Run
 from scapedist.analysis.gram import fit_components, gram_matrix, in_turn
 from scapedist.analysis.passes import Passes, coordinates_of, principal_subspace
 from scapedist.backend import one_numpy_thread
@@ -54,16 +54,8 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Components (r, p), variances (r,), coordinates (n, r)."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """Volumes in a store: of the bundled model in a box, or of so many voxels, synthetic."""
-
-    rows: int
-    box: int = 0
-    voxels: int = 0
-    rounds: int = 3
-
-
+Case = namedtuple("Case", "rows box voxels rounds", defaults=(0, 0, 3))
+"""Volumes in a store: of the bundled model in a box, or of so many voxels, synthetic."""
 SIZES = {
     "tiny": (Case(FEW_ROWS, voxels=500, rounds=1),),
     "small": (Case(500, box=48),),
@@ -93,7 +85,8 @@ def by_passes(workers: Workers, group: Path) -> Found:
 
 def _stored(group: Path, workers: Workers, solver: str) -> tuple[Any, int, Any, Any]:
     """Rows, their number, the plan, and what computes."""
-    n, kept = _array(group).shape[0], kept_bytes(workers.budget)
+    n = _array(group).shape[0]
+    kept = kept_bytes(workers.budget)
     rows = StoredRows(Reader(str(group)), VOLUMES, np.arange(n), kept_bytes=kept)
     about = (n, rows.n_voxels, COMPONENTS, workers.budget, workers.n_workers)
     compute = _on_one_thread if workers.n_workers == 1 else workers.run
@@ -180,23 +173,20 @@ OPTIONS: dict[str, Row] = {
 }
 
 
-def child(method: str, n_workers: str, group: str, few: str, result: str) -> Row:
+def child(method: str, n_workers: int, group: str, few: str, result: str) -> Row:
     """Seconds and peak of a method in a fresh process; its components are left in a file."""
     harness.limit_memory()
-    with open_workers(int(n_workers)) as workers:
+    with open_workers(n_workers) as workers:
 
         def everywhere(call: Callable[[], int]) -> int:
-            found = call()
-            if hasattr(workers, "connected"):
-                found += sum(workers.connected().run(call).values())
-            return found
+            others = getattr(workers, "connected", None)
+            return call() + (sum(others().run(call).values()) if others else 0)
 
-        row, found = harness.timed(
-            lambda place: METHODS[method](workers, place), Path, few, group, everywhere
-        )
-    if found is not None:
-        np.savez(result, **dict(zip(("vectors", "variance", "coordinates"), found, strict=True)))
-    return row
+        def work(place: Path) -> Row:
+            found = METHODS[method](workers, place)
+            return dict(zip(("vectors", "variance", "coordinates"), found, strict=True))
+
+        return harness.timed(work, Path, few, group, result, everywhere)
 
 
 # -- stores
@@ -204,14 +194,12 @@ def child(method: str, n_workers: str, group: str, few: str, result: str) -> Row
 
 def make_store(case: Case, place: Path) -> Path:
     """The Zarr group of a run whose volumes are those of a case."""
-    if case.box:
-        from scapedist import Run
-
-        with harness.bundled() as (workdir, _), open_workers() as workers:
-            run = Run.create(workdir, EPOCH, place).sketch(size=case.rows, quality_groups=0)
-            run.generate(workers, box_size=case.box, store="masked").mask()
-    else:
+    if not case.box:
         _synthetic(case.rows, case.voxels, place)
+        return place / GROUP
+    with harness.bundled() as (workdir, _), open_workers() as workers:
+        run = Run.create(workdir, EPOCH, place).sketch(size=case.rows, quality_groups=0)
+        run.generate(workers, box_size=case.box, store="masked").mask()
     return place / GROUP
 
 
@@ -253,58 +241,47 @@ def errors(found: Path, wanted: tuple[np.ndarray, np.ndarray]) -> dict[str, floa
 # -- the tables
 
 
-def run(
-    size: str, only: tuple[str, ...] = tuple(METHODS), workers: int | None = None
-) -> dict[str, Any]:
-    """Rows of all cases and methods, and what was aimed at."""
-    only = only or tuple(METHODS)
+def run(size: str, only: tuple[str, ...] = (), workers: int | None = None) -> Row:
+    """Rows of all cases, methods and numbers of processes, and what was aimed at."""
     processes = sorted({1, workers or available_cores()})
+    only = only or tuple(METHODS)
     ways = [(name, n) for name in only for n in (processes if name in OURS else [1])]
     rows, aims = [], []
     with tempfile.TemporaryDirectory() as directory:
         few = make_store(Case(FEW_ROWS, voxels=500), Path(directory) / "few")
         for number, case in enumerate(SIZES[size]):
-            place = Path(directory) / str(number)
-            found = measured(case, make_store(case, place), few, ways, place)
+            found = measured(case, few, ways, Path(directory) / str(number))
             rows += found
             if {GRAM, FULL, RANDOMIZED} <= set(only):
                 aims += targets(found)
     return {"components": COMPONENTS, "rows": rows, "targets": aims}
 
 
-def measured(
-    case: Case, group: Path, few: Path, ways: list[tuple[str, int]], place: Path
-) -> list[Row]:
+def measured(case: Case, few: Path, ways: list[tuple[str, int]], place: Path) -> list[Row]:
     """A row of each method and number of processes, which take turns."""
-    results = {way: place / f"{number}.npz" for number, way in enumerate(ways)}
-    there = {
-        (name, n): (name, str(n), str(group), str(few), str(path))
-        for (name, n), path in results.items()
-        if not name.startswith("dask-ml") or find_spec("dask_ml") is not None
-    }
-    took, wanted = harness.in_turns("pca", there, case.rounds), exact(group)
-    volumes, voxels = _array(group).shape
-    name_of_case, rows = f"bundled, box {case.box}" if case.box else "synthetic", []
-    for (name, n), path in results.items():
-        row: Row = {"case": name_of_case, "rows": volumes, "voxels": voxels}
-        row |= {"method": name, "processes": n, "angle": "", "variance error": ""}
-        row |= took.get((name, n), {"error": "not installed"})
-        rows.append(row if row["error"] else row | errors(path, wanted))
-    return rows
+    group = make_store(case, place)
+    given = {way: (*way, group, few) for way in ways}
+    wanted, (volumes, voxels) = exact(group), _array(group).shape
+    about: Row = {"case": f"bundled, box {case.box}" if case.box else "synthetic"}
+    about |= {"rows": volumes, "voxels": voxels}
+    return [
+        {**about, "method": name, "processes": n, **row}
+        for (name, n), row in harness.in_turns(
+            "pca", given, case.rounds, place, lambda way, path: errors(path, wanted)
+        ).items()
+    ]
 
 
 def targets(rows: list[Row]) -> list[Row]:
     """What was aimed at, by the Gram matrix in one process and in several."""
     of, found = {row["method"]: row for row in rows}, []
+    wanted = (("seconds", FULL, 1), ("seconds", RANDOMIZED, 2), ("above idle MiB", RANDOMIZED, 0.2))
     for ours in (row for row in rows if row["method"] == GRAM):
-        memory = ours["above idle MiB"] / of[RANDOMIZED]["above idle MiB"]
-        bounds = {
-            "largest angle": (ours["angle"], 1e-6),
-            f"time to {FULL}": (ours["seconds"] / of[FULL]["seconds"], 1),
-            f"time to {RANDOMIZED}": (ours["seconds"] / of[RANDOMIZED]["seconds"], 2),
-            f"memory to {RANDOMIZED}": (memory, 0.2),
-        }
-        for name, (value, bound) in bounds.items():
+        ratios = [
+            (f"{'time' if key == 'seconds' else 'memory'} to {name}", ours[key] / of[name][key], at)
+            for key, name, at in wanted
+        ]
+        for name, value, bound in [("largest angle", ours["angle"], 1e-6), *ratios]:
             row = {"case": ours["case"], "target": name, "processes": ours["processes"]}
             found.append(row | {"found": value, "at most": bound, "met": value <= bound})
     return found

@@ -7,11 +7,10 @@ times, measured and planned, of stages that take long enough to fit.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import harness
-from harness import EPOCH, MIB, Panel, Row, Table, disk_bytes, measure, power, scapedist_run
+from harness import EPOCH, MIB, Panel, Row, Table, disk_bytes, measure, scapedist_run
 
 TITLE = "Runs next to their plan"
 TABLES = (
@@ -26,23 +25,18 @@ TABLES = (
         "How the time of each stage grows: measured, and planned.",
     ),
 )
-PLOTS = (
-    Panel(
-        "rows",
-        "sketch",
-        "",
-        {"seconds": "measured", "planned s": "planned"},
-        "time, s",
-        "volumes of the sketch",
-        fixed=("workers", "box", "embedding"),
-    ),
-)
+DRAWN, FIXED = {"seconds": "measured", "planned s": "planned"}, ("workers", "box", "embedding")
+PLOTS = (Panel("rows", "sketch", "", DRAWN, "time, s", "volumes of the sketch", fixed=FIXED),)
 LONG_SECONDS = 0.5
 """A stage that is fitted takes at least so long in the longest run."""
 SIZES = {
     "tiny": ((30, 16, 1, "none"),),
-    "small": ((100, 48, 2, "none"), (200, 48, 2, "none"), (200, 48, 1, "none"))
-    + ((200, 24, 2, "none"),),
+    "small": (
+        (100, 48, 2, "none"),
+        (200, 48, 2, "none"),
+        (200, 48, 1, "none"),
+        (200, 24, 2, "none"),
+    ),
     "full": (
         *((n, 48, 2, "none") for n in (250, 500, 1000, 2000)),
         (500, 48, 1, "none"),
@@ -64,11 +58,10 @@ def run(size: str) -> Row:
     return {"rows": rows, "stages": stages, "exponents": exponents(stages)}
 
 
-def child(workdir: str, case: str) -> Row:
+def child(workdir: str, sketch: int, box: int, workers: int, embedding: str) -> Row:
     """What ``scapedist plan`` says of a run."""
     from scapedist.landscape.cost import cost_of_run
 
-    sketch, box, workers, embedding = json.loads(case)
     chosen = {"sketch": {"size": sketch}, "generate": {"box_size": box}}
     cost = cost_of_run(workdir, EPOCH, None, workers, None, chosen, embedding)
     return {
@@ -82,16 +75,14 @@ def compare(case: tuple[int, int, int, str], workdir: Path, output: Path) -> tup
     """A run's row and its stages' rows."""
     from scapedist import Run
 
-    planned = harness.alone("planned", str(workdir), json.dumps(case))
-    if "error" in planned:
-        raise RuntimeError(planned["error"])
+    planned = harness.alone("planned", workdir, *case)
     sketch, box, workers, embedding = case
     took = measure(scapedist_run(workdir, output, sketch, box, workers, "--embed", embedding))
-    store, disk = Run(output).store, disk_bytes(output)
+    store = Run(output).store
     seconds = {name: record["seconds"] for name, record in store.stages.items()}
     if embedding != "none":
         seconds["embed"] = sum(record.get("seconds", 0.0) for record in store.beside.values())
-    seconds["start"] = took.seconds - sum(seconds.values())
+    seconds["start"] = took["seconds"] - sum(seconds.values())
     of: Row = dict(zip(("sketch", "box", "workers", "embedding"), case, strict=True))
     stages = [
         of | {"stage": name, "seconds": seconds[name], "planned s": stage_seconds}
@@ -100,24 +91,20 @@ def compare(case: tuple[int, int, int, str], workdir: Path, output: Path) -> tup
     whole = sum(planned["stages"].values())
     row = {
         "planned s": whole,
-        "planned / measured s": whole / took.seconds,
-        "planned MiB": planned["bytes"] / MIB,
-        "planned / measured MiB": planned["bytes"] / took.largest_bytes,
-        "disk MiB": disk / MIB,
-        "planned disk MiB": planned["disk"] / MIB,
-        "planned / measured disk": planned["disk"] / disk,
+        "planned / measured s": whole / took["seconds"],
+        "planned / measured MiB": planned["bytes"] / MIB / took["largest process MiB"],
+        "planned / measured disk": planned["disk"] / disk_bytes(output),
     }
-    return of | took.row | row, stages
+    return of | took | row, stages
 
 
 def exponents(stages: list[Row]) -> list[Row]:
     """The power of each variable that fits the times of each stage, measured and planned."""
     alike = [row for row in stages if row["embedding"] == "none"]
+    of = {"exponent": "seconds", "planned exponent": "planned s"}
     return [
         line
-        | {"exponent": power(rows, line["variable"], "seconds")}
-        | {"planned exponent": power(rows, line["variable"], "planned s")}
-        for line, rows in harness.series(alike, ("stage",), ("sketch", "box", "workers"))
+        for line, rows in harness.exponents(alike, ("stage",), ("sketch", "box", "workers"), of)
         if max(row["seconds"] for row in rows) >= LONG_SECONDS
     ]
 

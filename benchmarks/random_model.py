@@ -19,6 +19,7 @@ from cryodrgn.lattice import Lattice
 from cryodrgn.models import HetOnlyVAE, get_decoder
 from cryodrgn.models_ai import HyperVolume
 
+EPOCH = 19
 COMMANDS = ("train_vae", "train_dec", "abinit")
 ENCODINGS = ("gaussian", "linear_lowf", "geom_ft", "geom_full", "geom_lowf", "geom_nohighf", "none")
 DOMAINS = ("fourier", "hartley")
@@ -51,65 +52,40 @@ def write_random_model(
     mask_radius: int | None = None,
     n_particles: int = 100,
     with_indices: bool = False,
-    pixel_size_angstroms: float | None = 1.5,
-    epoch: int = 19,
-    seed: int = 0,
 ) -> Path:
-    """Write a work directory and return its path.
+    """Write a work directory of epoch 19, always the same, and return its path.
 
-    Parameters
-    ----------
-    workdir, command
-        Directory, made where it does not exist; ``train_vae``, ``train_dec`` or ``abinit``.
-    box_size, layers, width, zdim
-        Voxels along an edge, even; hidden layers of the decoder and their width; of the latents.
-    encoding, pe_dim, domain, activation
-        The decoder's, as the training commands name them. ``abinit`` has gaussian, hartley, relu.
-    latent_encoding, mask_radius
-        Of ``abinit`` alone: ``geom`` or None (its ``pe_type_conf``); of the output mask in lattice
-        points (default: half the box).
-    extent, norm
-        Frequency of the lattice's last point; mean and deviation of the data's coefficients.
-    n_particles, with_indices
-        Rows of the latents; whether the training used ``--ind``: particles are then every other of
-        a larger stack.
-    pixel_size_angstroms
-        Of the CTF file; None writes no CTF file.
-    epoch, seed
-        Number in the files' names; of the weights and the latents.
+    The decoder is as the training commands name its settings; ``abinit`` has gaussian, hartley and
+    relu, and ``latent_encoding`` (its ``pe_type_conf``) and ``mask_radius`` (of the output mask,
+    in lattice points; default: half the box) are its alone. ``extent`` is the frequency of the
+    lattice's last point, ``norm`` the mean and deviation of the data's coefficients. With indices
+    (``--ind``) particles are every other of a larger stack.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    dataset: dict[str, Any] = {"particles": "particles.mrcs", "invert_data": True}
-    dataset |= dict.fromkeys(("ind", "datadir", "ctf"))
     stack_size = 2 * n_particles if with_indices else n_particles
+    # D, A/px, dfU, dfV, angle, kV, Cs, w, phase
+    optics = np.array([box_size, 1.5, 15000, 14800, 30, 300, 2.7, 0.1, 0], np.float32)
+    _dump(workdir / "ctf.pkl", np.tile(optics, (stack_size, 1)))
+    dataset: dict[str, Any] = {"particles": "particles.mrcs", "invert_data": True, "ind": None}
+    dataset |= {"datadir": None, "ctf": str(workdir / "ctf.pkl")}
     if with_indices:
         dataset["ind"] = str(workdir / "ind.pkl")
         _dump(workdir / "ind.pkl", np.arange(1, stack_size, 2))
-    if pixel_size_angstroms is not None:
-        dataset["ctf"] = str(workdir / "ctf.pkl")
-        # D, A/px, dfU, dfV, angle, kV, Cs, w, phase
-        row = [box_size, pixel_size_angstroms, 15000, 14800, 30, 300, 2.7, 0.1, 0]
-        _dump(workdir / "ctf.pkl", np.tile(np.array(row, np.float32), (stack_size, 1)))
     lattice = {"D": box_size + 1, "extent": extent, "ignore_DC": True}
-    config: dict[str, Any] = {"dataset_args": dataset, "lattice_args": lattice, "seed": seed}
+    config: dict[str, Any] = {"dataset_args": dataset, "lattice_args": lattice, "seed": 0}
     config["cmd"] = ["cryodrgn", command]
+    checkpoint: dict[str, Any] = {"epoch": EPOCH}
+    half = box_size // 2
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         if command == "abinit":
-            half = box_size // 2
-            shape = (
-                box_size + 1,
-                zdim,
-                layers,
-                width,
-                encoding,
-                half if pe_dim is None else pe_dim,
-            )
-            hypervolume = HyperVolume(*shape, 0.5, "hartley", pe_type_conf=latent_encoding)
-            _spread(hypervolume.mlp.main)
-            config |= _abinit_settings(hypervolume, norm)
-            checkpoint = _abinit_checkpoint(hypervolume, epoch, mask_radius or half)
+            frequencies = half if pe_dim is None else pe_dim
+            shape = (box_size + 1, zdim, layers, width, encoding, frequencies)
+            made = HyperVolume(*shape, 0.5, "hartley", pe_type_conf=latent_encoding)
+            _spread(made.mlp.main)
+            config |= _abinit_settings(made, norm)
+            checkpoint |= _abinit_checkpoint(made, mask_radius or half)
         else:
             dataset |= {"norm": list(norm), "window": True, "window_r": 0.85}
             dataset |= {"poses": "poses.pkl", "do_pose_sgd": False}
@@ -120,25 +96,22 @@ def write_random_model(
                 settings |= {"players": layers, "pdim": width, **TINY_ENCODER}
             else:
                 settings |= {"layers": layers, "dim": width}
+                checkpoint["norm"] = list(norm)
             config["model_args"] = settings
             module = _make_module(config)
             _spread(_decoder_layers(module))
-            checkpoint = {
-                "epoch": epoch,
-                "model_state_dict": module.state_dict(),
-                "optimizer_state_dict": torch.optim.Adam(module.parameters()).state_dict(),
-            }
-            if command == "train_dec":
-                checkpoint["norm"] = list(norm)
+            optimizer = torch.optim.Adam(module.parameters()).state_dict()
+            checkpoint["model_state_dict"] = module.state_dict()
+            checkpoint["optimizer_state_dict"] = optimizer
     cryodrgn.config.save(config, "config.yaml", str(workdir))
-    torch.save(checkpoint, workdir / f"weights.{epoch}.pkl")
+    torch.save(checkpoint, workdir / f"weights.{EPOCH}.pkl")
     # train_vae writes two float32 arrays, means and log variances, abinit one of float64
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     latents = rng.normal(size=(n_particles, zdim))
     arrays = [latents if command == "abinit" else latents.astype(np.float32)]
     if command == "train_vae":
         arrays.append(rng.normal(-2, 0.3, (n_particles, zdim)).astype(np.float32))
-    _dump(workdir / f"z.{epoch}.pkl", *arrays)
+    _dump(workdir / f"z.{EPOCH}.pkl", *arrays)
     return workdir
 
 
@@ -201,13 +174,12 @@ def _abinit_settings(hypervolume: HyperVolume, norm: tuple[float, float]) -> dic
     }
 
 
-def _abinit_checkpoint(hypervolume: HyperVolume, epoch: int, mask_radius: int) -> dict[str, Any]:
+def _abinit_checkpoint(hypervolume: HyperVolume, mask_radius: int) -> dict[str, Any]:
     state, lattice = hypervolume.state_dict(), Lattice(hypervolume.D)
     optimizer = torch.optim.Adam(hypervolume.parameters())
+    named = {f"hypervolume.{name}": value for name, value in state.items()}
     return {
-        "epoch": epoch,
-        "model_state_dict": {"coords": lattice.coords, "freqs2d": lattice.freqs2d}
-        | {f"hypervolume.{name}": value for name, value in state.items()},
+        "model_state_dict": {"coords": lattice.coords, "freqs2d": lattice.freqs2d} | named,
         "hypervolume_state_dict": state,
         "hypervolume_params": hypervolume.get_building_params(),
         "optimizers_state_dict": {"hypervolume": optimizer.state_dict()},

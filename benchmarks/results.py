@@ -7,7 +7,6 @@ measured.
 
 from __future__ import annotations
 
-import argparse
 import json
 import textwrap
 from importlib import import_module
@@ -88,15 +87,6 @@ def paragraph(words: str) -> str:
     return textwrap.fill(" ".join(words.split()), 100, break_on_hyphens=False)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("folder", type=Path, nargs="?", default=HERE / "results")
-    parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md", metavar="FILE.md")
-    options = parser.parse_args()
-    names = run(options.folder, options.output)
-    print(f"{options.output.name}: {', '.join(names) or 'no results'}")
-
-
 if __name__ == "__main__":
-    main()
+    names = run(HERE / "results", HERE / "RESULTS.md")
+    print(f"RESULTS.md: {', '.join(names) or 'no results'}")

@@ -5,9 +5,8 @@ Jobs: ``exact`` (decode, mask, project), ``generate`` (decode into the Zarr stor
 process on one thread; n workers are processes of one thread each, or GPUs. All have read their
 decoder and components before. Numbers of workers take turns (GPUs cannot: each set of workers has
 them alone), and a time counts where other programs took less than 5 % of the cores meanwhile.
-Processes alone are as many without a scheduler, each with its share: what these cores give.
-
-The paper's network is projected by a model that is fitted to that, not measured.
+Processes alone are as many without a scheduler, each with its share: what these cores give. The
+scheduler, or the disk, is full where workers keep it as busy as they are themselves.
 """
 
 from __future__ import annotations
@@ -18,33 +17,31 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import harness
 import numpy as np
 import psutil
-import scaling_model
 from harness import EPOCH, MIB, Panel, Row, Table, exhaust, seconds_of
-from scaling_model import JOBS, PAPER_BOX, PAPER_LAYERS, PAPER_WIDTH, batch_of, fit_line
 
 from scapedist import Run
 from scapedist.landscape import PRELOADED, open_workers
 from scapedist.particles.exact import Embedder, exact_batch
 from scapedist.particles.fit_reduced import ensure_map
 from scapedist.particles.reduced import REDUCED_ROWS, reduced_batch
-from scapedist.plan import batches
+from scapedist.plan import BATCH_VOLUMES, batches
 from scapedist.settings import EmbedSettings
 from scapedist.stages.stored_rows import FULL
 from scapedist.stages.write_volumes import Writing, write_batch
-from scapedist.store import RowFile, RunStore, write_row
+from scapedist.store import RowFile, RunStore
 from scapedist.workers import Serial, Workers, available_cores, one_thread
 from scapedist.workers.gpus import visible_gpus
 from scapedist.workers.start import main_module_left_alone, start_forkserver
@@ -59,71 +56,30 @@ TABLES = (
     Table(
         "overhead",
         "case | job | batches_of | particles | workers | task_seconds: a task, s "
-        "| task_fraction: of the time",
-        "What the scheduler takes.",
-    ),
-    Table(
-        "check",
-        "case | job | workers | measured | model | error | on_machine | its_error",
-        "The model against more workers than it was fitted to.",
-    ),
-    Table(
-        "disk_bytes_a_second",
-        "page_cache | disk | write_row",
-        "Bytes a second that processes write together.",
-    ),
-    Table(
-        "paper.rows",
-        "job | particles | workers | hours | limit | first_full | at_workers | basis",
-        "Projected: the paper's network.",
+        "| task_fraction: of the time | first_full | at_workers "
+        "| disk_rate: bytes a second to the disk",
+        "What the scheduler takes, and what more workers fill first.",
     ),
 )
 PLOTS = (
     Panel("scaling", "workers", "{job}, {case}", "ratio", "times as fast as one worker", "workers"),
     Panel("scaling", "workers", "{job}, {case}", "weak", "efficiency", "workers"),
-    Panel(
-        "paper.rows", "workers", "{job}", "hours", "the paper's network by the model, h", "workers"
-    ),
 )
+JOBS = ("exact", "generate", "reduced")
 QUIET = 0.05
 """Of all cores: what other programs may take while a time is measured that counts."""
 TASKS_OF = {"cpu": 1, "cuda": 8}
 """Times as many tasks in a round where a batch takes less time."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model, and what is done with it.
-
-    The model is ``bundled`` or random, of a box and a width of three layers; particles, sketch and
-    tolerance are of its run. A round has so many tasks for each of the largest number of workers;
-    at most twice as many rounds are made as quiet ones are wanted.
-    """
-
-    name: str
-    box_size: int
-    width: int
-    n_particles: int
-    sketch: int
-    tolerance: float
-    jobs: tuple[str, ...]
-    n_tasks: int
-    n_rounds: int
-
-
-@dataclass(frozen=True)
-class Size:
-    """Cases, numbers of tasks that do nothing, and bytes that each process writes."""
-
-    cases: tuple[Case, ...]
-    n_empty: tuple[int, int]
-    disk_bytes: int
-
-
-SIZES = {
-    "tiny": Size((Case("D=16 3x16", 16, 16, 240, 24, 0.5, JOBS, 2, 1),), (2, 6), 2 * MIB),
-    "small": Size((Case("bundled", 48, 128, 4000, 100, 1e-3, JOBS, 3, 3),), (30, 90), 128 * MIB),
-    "full": Size(
+Case = namedtuple("Case", "name box_size width n_particles sketch tolerance jobs n_tasks n_rounds")
+"""A model, ``bundled`` or random of a box and a width of three layers, and what is done: particles,
+sketch and tolerance are of its run. A round has so many tasks for each of the largest number of
+workers; at most twice as many rounds are made as quiet ones are wanted."""
+SIZES: dict[str, tuple[tuple[Case, ...], tuple[int, int], int]] = {
+    "tiny": ((Case("D=16 3x16", 16, 16, 240, 24, 0.5, JOBS, 2, 1),), (2, 6), 2 * MIB),
+    "small": ((Case("bundled", 48, 128, 4000, 100, 1e-3, JOBS, 3, 3),), (30, 90), 128 * MIB),
+    "full": (
         (
             Case("bundled", 48, 128, 20_000, 200, 1e-3, JOBS, 4, 5),
             Case("D=64 3x256", 64, 256, 600, 32, 1e-3, ("exact", "generate"), 1, 3),
@@ -132,6 +88,7 @@ SIZES = {
         512 * MIB,
     ),
 }
+"""Cases, numbers of tasks that do nothing, and bytes that each process writes."""
 OPTIONS: dict[str, Row] = {
     "--gpus": {"help": "all, or numbers as 0,2 (default: CPUs)"},
     "--workers": {"type": int, "metavar": "N", "help": "most CPU workers (default: cores)"},
@@ -141,8 +98,7 @@ OPTIONS: dict[str, Row] = {
 # -- what is timed
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Seconds on the clock, CPU seconds of this process, and the cores' share of others."""
 
     seconds: float
@@ -170,8 +126,7 @@ def _cpu_seconds() -> tuple[float, float]:
     return sum(t.user + t.system for t in times), sum(machine) - idle
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(NamedTuple):
     """Tasks of a job, and what the caller does with each result."""
 
     work: Callable[[Any, Any], Any]
@@ -231,16 +186,13 @@ def empty_entry(shared: Any, task: tuple[str, int, int]) -> Row:
     return {"array": name, "start": start, "stop": stop, "percentile": percentile, "outside": []}
 
 
-def warm(job: str, embedder: Embedder, size: int) -> float:
-    """Have every worker read what it needs; the seconds of that."""
+def warm(job: str, embedder: Embedder, size: int) -> None:
+    """Have every worker read what it needs."""
     workers = embedder.workers
     with assignment(job, embedder, 2 * workers.n_workers, size) as given:
-        started = time.perf_counter()
         if hasattr(workers, "connected"):
             workers.connected().run(once, given.work, given.shared, given.tasks[0])
-        seconds = time.perf_counter() - started
         given.on(workers)
-    return seconds
 
 
 def once(work: Callable[[Any, Any], Any], shared: Any, task: Any) -> None:
@@ -252,42 +204,43 @@ def once(work: Callable[[Any, Any], Any], shared: Any, task: Any) -> None:
 # -- processes without a scheduler
 
 
-class SideBySide:
-    """So many processes that each work through a share of the tasks, nobody between them."""
+Aside = Callable[[int, Any, Any, Sequence[Any]], Timing]
+"""Time of work on n processes, given with what is shared and the tasks."""
 
-    def __init__(self, n: int) -> None:
-        context = get_context("forkserver")
-        self._ends: list[Connection] = []
-        self._processes = []
-        with main_module_left_alone():
-            start_forkserver(PRELOADED)
-            for _ in range(n):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=serve, args=(theirs,), daemon=True)
-                process.start()
-                theirs.close()
-                self._ends.append(ours)
-                self._processes.append(process)
 
-    def time(self, n: int, work: Any, shared: Any, tasks: Sequence[Any]) -> Timing:
+@contextmanager
+def side_by_side(most: int) -> Iterator[Aside]:
+    """Processes that each work through a share of the tasks, nobody between them."""
+    context = get_context("forkserver")
+    pipes = [context.Pipe() for _ in range(most)]
+    ends = [ours for ours, _ in pipes]
+    processes = [context.Process(target=serve, args=(end,), daemon=True) for _, end in pipes]
+    with main_module_left_alone():
+        start_forkserver(PRELOADED)
+        for process in processes:
+            process.start()
+    for _, theirs in pipes:
+        theirs.close()
+
+    def together(n: int, work: Any, shared: Any, tasks: Sequence[Any]) -> Timing:
         """Until the last of n processes is done; what they need is there before."""
-        ends = self._ends[:n]
-        for number, end in enumerate(ends):
+        for number, end in enumerate(ends[:n]):
             end.send((work, shared, tasks[number::n]))
-        exhaust(end.recv() for end in ends)
+        exhaust(end.recv() for end in ends[:n])
 
         def go() -> None:
-            for end in ends:
+            for end in ends[:n]:
                 end.send(None)
-            exhaust(end.recv() for end in ends)
+            exhaust(end.recv() for end in ends[:n])
 
         return watched(go)
 
-    def close(self) -> None:
-        """End the processes."""
-        for end in self._ends:
+    try:
+        yield together
+    finally:
+        for end in ends:
             end.close()
-        for process in self._processes:
+        for process in processes:
             process.join(10)
 
 
@@ -304,51 +257,35 @@ def serve(end: Connection) -> None:
         return
 
 
-def disk_rates(aside: SideBySide, n: int, place: Path, n_bytes: int, box: int) -> dict[str, float]:
-    """Bytes a second that n processes write together: files, and chunks of volumes.
+def disk_rate(aside: Aside, n: int, place: Path, n_bytes: int) -> float:
+    """Bytes a second that n processes write together, down to the disk.
 
-    ``page_cache`` and ``write_row`` end in memory; ``disk`` is down to the disk, which counts
-    where more is written than memory holds.
+    It counts where more is written than memory holds.
     """
-    n_rows = max(1, n_bytes // (4 * box**3))
-    asked: dict[str, tuple[Any, Any, int]] = {
-        "page_cache": (write_file, (place, n_bytes, False), n * n_bytes),
-        "disk": (write_file, (place, n_bytes, True), n * n_bytes),
-        "write_row": (write_volumes, (place, n_rows, box), 4 * n * n_rows * box**3),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in asked}
+    rates = []
     for _ in range(3):
-        for name, (work, shared, total) in asked.items():
-            place.mkdir()
-            if name == "write_row":
-                shape, chunk = (n * n_rows, box, box, box), (1, box, box, box)
-                RunStore(place / "store", "w-").create(FULL, shape, "float32", (), chunk)
-            rates[name].append(total / aside.time(n, work, shared, range(n)).seconds)
-            shutil.rmtree(place)
-    return {name: statistics.median(values) for name, values in rates.items()}
+        place.mkdir()
+        rates.append(n * n_bytes / aside(n, write_file, (place, n_bytes), range(n)).seconds)
+        shutil.rmtree(place)
+    return statistics.median(rates)
 
 
-def write_file(shared: tuple[Path, int, bool], number: int) -> None:
-    """Write bytes to a file in blocks of up to 8 MiB, down to the disk where that is asked for."""
-    place, n_bytes, sync = shared
+def write_file(shared: tuple[Path, int], number: int) -> None:
+    """Write bytes to a file in blocks of up to 8 MiB, and down to the disk."""
+    place, n_bytes = shared
     block = bytes(range(256)) * (min(8 * MIB, n_bytes) // 256)
     with (place / str(number)).open("wb", buffering=0) as stream:
         for _ in range(n_bytes // len(block)):
             stream.write(block)
-        if sync:
-            os.fsync(stream.fileno())
-
-
-def write_volumes(shared: tuple[Path, int, int], number: int) -> None:
-    """Write a process's rows of an array of volumes, one after the other."""
-    place, n_rows, box = shared
-    array = RunStore(place / "store", "r+").array(FULL)
-    volume = np.ones((box, box, box), np.float32)
-    for row in range(number * n_rows, (number + 1) * n_rows):
-        write_row(array, row, volume)
+        os.fsync(stream.fileno())
 
 
 # -- measuring
+
+
+def batch_of(job: str, device: str) -> int:
+    """Particles of a task, by default."""
+    return REDUCED_ROWS[device] if job == "reduced" else BATCH_VOLUMES[device]
 
 
 def worker_counts(most: int) -> list[int]:
@@ -360,13 +297,13 @@ def landscape(case: Case, place: Path, workers: Workers, n_particles: int) -> Ru
     """A case's run up to its components, and its reduced map where that is measured."""
     from random_model import copy_with_particles, write_random_model  # not in workers: cryoDRGN
 
-    epoch, model = EPOCH if case.name == "bundled" else 19, place / "model"
+    model, epoch = place / "model", 19
     if case.name == "bundled":
+        epoch = EPOCH
         with harness.bundled() as (shipped, _):
             copy_with_particles(shipped, EPOCH, np.resize(np.arange(20_000), n_particles), model)
     else:
-        shape: Row = {"box_size": case.box_size, "width": case.width}
-        write_random_model(model, n_particles=n_particles, **shape)
+        write_random_model(model, box_size=case.box_size, width=case.width, n_particles=n_particles)
     made = Run.create(model, epoch, place / "run")
     made.sketch(size=case.sketch, quality_groups=0)
     made.generate(workers, box_size=case.box_size).mask().pca(components=20)
@@ -380,7 +317,7 @@ Times = dict[tuple[str, int], list[Timing]]
 
 
 def rounds(
-    job: str, case: Case, embedders: dict[int, Embedder], most: int, aside: SideBySide | None
+    job: str, case: Case, embedders: dict[int, Embedder], most: int, aside: Aside | None
 ) -> Times:
     """Times of a job on each number of workers, and in processes aside, in turns."""
     device = embedders[max(embedders)].workers.device
@@ -392,14 +329,14 @@ def rounds(
     if aside is not None:
         plan += [("machine", n, each * most) for n in embedders if n > 1]
         with assignment(job, embedders[1], 2 * most, size) as given:
-            aside.time(most, given.work, given.shared, given.tasks)
+            aside(most, given.work, given.shared, given.tasks)
     times: Times = {(kind, n): [] for kind, n, _ in plan}
     n_quiet = n_made = 0
     while n_quiet < case.n_rounds and n_made < 2 * case.n_rounds:
         for kind, n, n_tasks in plan:
             with assignment(job, embedders[n], n_tasks, size) as given:
                 if kind == "machine" and aside is not None:
-                    found = aside.time(n, given.work, given.shared, given.tasks)
+                    found = aside(n, given.work, given.shared, given.tasks)
                 else:
                     found = watched(partial(given.on, embedders[n].workers))
                 times[kind, n].append(found)
@@ -428,23 +365,28 @@ def summary(job: str, case: Case, times: Times, most: int, device: str) -> list[
     """A row for each number of workers: ratios to one worker, round by round and their medians."""
     n_tasks, rows = case.n_tasks * TASKS_OF[device] * most, []
     for n in sorted(n for kind, n in times if kind == "strong"):
-        mine = times["strong", n]
-        strong, n_quiet = ratios(times["strong", 1], mine)
+        mine, alone = times["strong", n], times["strong", 1]
+        strong, n_quiet = ratios(alone, mine)
         weak, _ = ratios(times["weak", 1], times["weak", n])
-        row: Row = {"case": case.name, "job": job, "workers": n}
-        row |= {"particles": n_tasks * batch_of(job, device), "tasks": n_tasks}
-        row |= {"seconds": median_time(mine), "ratio": statistics.median(strong)}
-        row |= {"lowest": min(strong), "highest": max(strong), "ratios": strong}
-        row |= {"quiet": n_quiet, "rounds": len(mine)}
+        row: Row = {
+            "case": case.name,
+            "job": job,
+            "workers": n,
+            "particles": n_tasks * batch_of(job, device),
+            "tasks": n_tasks,
+            "seconds": median_time(mine),
+            "ratio": statistics.median(strong),
+            "lowest": min(strong),
+            "highest": max(strong),
+            "quiet": n_quiet,
+            "rounds": len(mine),
+            "weak_seconds": median_time(times["weak", n]),
+            "weak": statistics.median(weak),
+        }
         if ("machine", n) in times:
-            aside, _ = ratios(times["strong", 1], times["machine", n])
-            beside, _ = ratios(times["machine", n], mine)
-            row |= {"machine": statistics.median(aside), "machine_ratios": aside}
-            row |= {"of_machine": statistics.median(beside)}
-        if n > 1:
-            row["client_cpu"] = statistics.median(t.cpu_seconds / t.seconds for t in mine)
-        row |= {"weak_seconds": median_time(times["weak", n]), "weak": statistics.median(weak)}
-        rows.append(row | {"weak_ratios": weak})
+            row["machine"] = statistics.median(ratios(alone, times["machine", n])[0])
+            row["of_machine"] = statistics.median(ratios(times["machine", n], mine)[0])
+        rows.append(row)
     return rows
 
 
@@ -467,21 +409,47 @@ def empty_tasks(job: str, embedder: Embedder, size: int, counts: Sequence[int]) 
     return row | {"client_cpu_seconds": fit_line(counts, cpus)[1]}
 
 
+def fit_line(counts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Start and slope of times at some counts, neither below 0, by relative errors."""
+    n, t = np.asarray(counts, float), np.asarray(seconds, float)
+    columns = np.stack([1 / t, n / t], 1)
+    start, slope = np.linalg.lstsq(columns, np.ones_like(t), rcond=None)[0]
+    alone = columns.sum(0) / np.square(columns).sum(0)
+    if start < 0:
+        return 0.0, float(alone[1])
+    return (float(alone[0]), 0.0) if slope < 0 else (float(start), float(slope))
+
+
+def fractions(empty: Row, one: Row, most: int, disk: float) -> Row:
+    """What part of a worker's time a task takes elsewhere, and at how many workers that is all.
+
+    ``one`` has the times of one worker, with all tasks and with its share of ``most``; ``disk`` is
+    the bytes a second of all workers. This process begins at once, a GPU's does not.
+    """
+    start = empty["start_seconds"] if empty["batches_of"] == "cuda" else 0.0
+    times = {one["particles"]: one["seconds"], one["particles"] // most: one["weak_seconds"]}
+    each = statistics.mean((seconds - start) / n for n, seconds in times.items())
+    batch, task, cpu = each * empty["particles"], empty["task_seconds"], empty["client_cpu_seconds"]
+    found: Row = {"batch_seconds": batch, "task_fraction": task / (task + batch)}
+    busy = {"scheduler": cpu / batch}
+    if empty["job"] == "generate":
+        busy["disk"] = empty["volume_bytes"] / disk / each
+        found["disk_rate"] = disk
+    first = max(busy, key=busy.__getitem__)
+    at_workers = 1 / busy[first] if busy[first] else ""  # other work hid what it takes
+    return found | {"first_full": first, "at_workers": at_workers}
+
+
 def measure(
-    case: Case,
-    n_empty: tuple[int, int],
-    place: Path,
-    most: int,
-    gpus: Sequence[str],
-    aside: SideBySide,
-) -> Row:
-    """All that is measured of a case: ``scaling``, ``overhead`` and what the model needs."""
+    case: Case, n_empty: tuple[int, int], place: Path, gpus: Sequence[str], most: int, aside: Aside
+) -> tuple[list[Row], list[Row]]:
+    """Rows of a case: of scaling, and of tasks that do nothing."""
     device, counts, n_particles = "cuda" if gpus else "cpu", worker_counts(most), case.n_particles
     if gpus:  # each task has particles of its own
         n_tasks = case.n_tasks * TASKS_OF[device] * most
         n_particles = max(n_particles, n_tasks * REDUCED_ROWS[device])
     times: dict[str, Times] = {job: {} for job in case.jobs}
-    found: Row = {"case": case, "device": device, "overhead": [], "connect_seconds": {}}
+    overhead: list[Row] = []
     place.mkdir()
     for some in [[n] for n in reversed(counts)] if gpus else [counts]:
         with ExitStack() as stack:
@@ -489,116 +457,49 @@ def measure(
             for n in reversed(some):
                 workers = open_workers(gpus=",".join(gpus[:n])) if gpus else open_workers(n)
                 stack.enter_context(workers)
-                if hasattr(workers, "connected"):
-                    found["connect_seconds"][n] = seconds_of(workers.connected)
                 if n == most:
                     made = landscape(case, place, workers, n_particles)
                 embedders[n] = made.embedder(workers)
             if most in embedders:
-                found["warm_seconds"] = warm(case.jobs[0], embedders[most], 1)
-                found["idle"] = watched(partial(time.sleep, 0.5)).cpu_seconds / 0.5
-                found["overhead"] = [
-                    {"case": case.name, "batches_of": device}
-                    | empty_tasks(job, embedders[most], batch_of(job, device), n_empty)
+                warm(case.jobs[0], embedders[most], 1)
+                about: Row = {"case": case.name, "batches_of": device}
+                about["volume_bytes"] = 4 * case.box_size**3 + 4  # with its checksum
+                overhead = [
+                    about | empty_tasks(job, embedders[most], batch_of(job, device), n_empty)
                     for job in case.jobs
                 ]
             for job in case.jobs:
                 times[job] |= rounds(job, case, embedders, most, None if gpus else aside)
-            source = embedders[max(embedders)].projection.source
-    decoder: Any = source.decoder
-    n_points = dict.fromkeys(JOBS, decoder.lattice(source.box_size).n_points)
-    if "reduced" in case.jobs:
-        n_points["reduced"] = made.store.beside["embedding/map"]["results"]["points"]
-    found["points"] = n_points
-    found["flops"] = {job: n * decoder.flops_per_point for job, n in n_points.items()}
-    found["scaling"] = [
-        row for job in case.jobs for row in summary(job, case, times[job], most, device)
-    ]
-    return found
-
-
-def on_gpu(gpus: Sequence[str]) -> dict[str, float]:
-    """Seconds for a volume of the paper's model on the first of these GPUs, and copied bytes."""
-    with open_workers(gpus=gpus[0]) as workers:
-        return {
-            "decode_seconds": workers.call(gpu_seconds),
-            "copy_bytes_a_second": workers.call(copy_rate, 4 * PAPER_BOX**3),
-        }
-
-
-def gpu_seconds(n: int = 64) -> float:
-    """Seconds for a volume on a GPU in float32, called where it is."""
-    import torch
-    from gpu_check import decode_all, random_decoder
-
-    from scapedist.model.field import Field
-
-    field = Field(random_decoder(PAPER_BOX, PAPER_WIDTH, PAPER_LAYERS), "cuda")
-
-    def decode() -> None:
-        decode_all(field, n)
-        torch.cuda.synchronize()
-
-    decode()
-    return statistics.median(seconds_of(decode) for _ in range(3)) / n
-
-
-def copy_rate(n_bytes: int) -> float:
-    """Bytes a second from a GPU to pinned memory of its host, called where it is."""
-    import torch
-
-    there = torch.zeros(n_bytes, dtype=torch.uint8, device="cuda")
-    here = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
-
-    def copy() -> None:
-        for _ in range(16):
-            here.copy_(there, non_blocking=True)
-        torch.cuda.synchronize()
-
-    copy()
-    return 16 * n_bytes / statistics.median(seconds_of(copy) for _ in range(5))
+    scaling = [row for job in case.jobs for row in summary(job, case, times[job], most, device)]
+    return scaling, overhead
 
 
 def run(size: str, gpus: str | None = None, workers: int | None = None) -> Row:
-    """Measure, fit, project.
+    """Measure on GPUs of this machine, ``all`` or numbers, or on at most so many CPU workers.
 
-    On GPUs of this machine, ``all`` or numbers, or else on at most so many CPU workers, 2 or more
-    (default: one a core).
+    These are 2 or more (default: one a core).
     """
-    of, identities = SIZES[size], list[str]()
+    (cases, n_empty, disk_bytes), identities = SIZES[size], list[str]()
     if gpus is not None:
         every = [str(number) for number in range(len(visible_gpus()))]
         identities = every if gpus == "all" else gpus.split(",")
     most = len(identities) or max(2, workers or available_cores())
-    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        place, aside = Path(directory), SideBySide(most)
-        stack.callback(aside.close)
-        measured = [
-            measure(case, of.n_empty, place / str(number), most, identities, aside)
-            for number, case in enumerate(of.cases)
-        ]
-        disk = disk_rates(aside, most, place / "disk", of.disk_bytes, of.cases[0].box_size)
-    first = measured[0] | (on_gpu(identities) if identities else {})
-    costs = [scaling_model.fit(found, disk["page_cache"]) for found in measured]
-    rates = {job: first["flops"][job] / costs[0][job].volume_seconds for job in JOBS}
-    pairs = list(zip(measured, costs, strict=True))
+    scaling, overhead = list[Row](), list[Row]()
+    with tempfile.TemporaryDirectory() as directory, side_by_side(most) as aside:
+        place = Path(directory)
+        for case in cases:
+            found = measure(case, n_empty, place / case.name, identities, most, aside)
+            scaling += found[0]
+            overhead += found[1]
+        disk = disk_rate(aside, most, place / "disk", disk_bytes)
+    of_one = {(row["case"], row["job"]): row for row in scaling if row["workers"] == 1}
+    for row in overhead:
+        row |= fractions(row, of_one[row["case"], row["job"]], most, disk)
     return {
-        "device": first["device"],
+        "device": "cuda" if identities else "cpu",
         "worker_counts": worker_counts(most),
-        "scaling": [row for found in measured for row in found["scaling"]],
-        "overhead": [row for found in measured for row in found["overhead"]],
-        "check": [row for pair in pairs for row in scaling_model.check(*pair)],
-        "costs": {
-            found["case"].name: {job: scaling_model.plain(c) for job, c in its_costs.items()}
-            for found, its_costs in pairs
-        },
-        "disk_bytes_a_second": disk,
-        "flops_a_second": rates,
-        "connect_seconds": first["connect_seconds"],
-        "warm_seconds": first["warm_seconds"],
-        "idle_client_cpu": first["idle"],
-        "on_gpu": {k: first.get(k) for k in ("decode_seconds", "copy_bytes_a_second")},
-        "paper": scaling_model.paper(first, disk["disk"], rates),
+        "scaling": scaling,
+        "overhead": overhead,
     }
 
 

@@ -13,8 +13,8 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from typing import Any
 import harness
 import mrcfile
 import numpy as np
-import psutil
 import zarr
 from harness import MIB, Panel, Row, Table, seconds_of
 from zarr.codecs import Crc32cCodec
@@ -49,10 +48,8 @@ TABLES = (
     Table("rows", WAS_READ, "All volumes read in order, from the page cache.", {"what": ALL}),
 )
 PLOTS = tuple(
-    Panel(
-        "rows", "way", "box {box}", "MiB/s", f"{what}, MiB/s", "", {"what": what, "stored": "whole"}
-    )
-    for what in (WRITE, SYNC, ONE)
+    Panel("rows", "way", "box {box}", "MiB/s", f"{what}, MiB/s", "", {"what": what, "stored": how})
+    for what, how in ((WRITE, "whole"), (SYNC, "whole"), (ONE, "whole"))
 )
 PIXEL_SIZE = 1.5
 Write = Callable[[int, np.ndarray], Any]
@@ -60,16 +57,8 @@ Writer = Callable[[Path, tuple[int, ...]], Write]
 Read = Callable[[int], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Case:
-    """Volumes of a box, rounds in which all are written and all read, and reads at random."""
-
-    box: int
-    n_volumes: int
-    n_rounds: int
-    n_reads: int
-
-
+Case = namedtuple("Case", "box n_volumes n_rounds n_reads")
+"""Volumes of a box, rounds in which all are written and all read, and reads at random."""
 SIZES = {
     "tiny": (Case(16, 8, 3, 16),),
     "small": (Case(48, 128, 9, 300), Case(128, 16, 9, 300)),
@@ -133,34 +122,31 @@ def readers(folders: dict[str, Path], shape: tuple[int, ...]) -> dict[str, Read]
     name = FULL if whole else MASKED
     files, run, plain = folders[FILES], folders[OURS], folders["zarr"] / "array"
     ours, array = RunStore(run).array(name), zarr.open_array(plain, mode="r")
+
+    def anew() -> Any:
+        return zarr.open_array(run / GROUP / name, mode="r")
+
     found: dict[str, Read] = {
         FILES: lambda number: np.fromfile(files / f"{number}.raw", np.float32).reshape(shape[1:]),
         OURS: lambda number: read_rows(ours, slice(number, number + 1))[0],
-        f"{OURS}, opened anew": lambda number: read_rows(
-            zarr.open_array(run / GROUP / name, mode="r"), slice(number, number + 1)
-        )[0],
+        f"{OURS}, opened anew": lambda number: read_rows(anew(), slice(number, number + 1))[0],
         "zarr": lambda number: np.asarray(array[number]),
         "zarr, opened anew": lambda number: np.asarray(zarr.open_array(plain, mode="r")[number]),
     }
     if whole:
         maps = folders["mrcfile.write"]
-        found |= {
-            OPEN: lambda number: _data(mrcfile.open, maps / f"{number}.mrc"),
-            "mrcfile.open, copied": lambda number: np.array(
-                _data(mrcfile.open, maps / f"{number}.mrc")
-            ),
-            "mrcfile.mmap, copied": lambda number: _data(
-                mrcfile.mmap, maps / f"{number}.mrc", np.array
-            ),
-        }
+        found[OPEN] = partial(_data, mrcfile.open, np.asarray, maps)
+        found["mrcfile.open, copied"] = lambda number: np.array(
+            _data(mrcfile.open, np.asarray, maps, number)
+        )
+        found["mrcfile.mmap, copied"] = partial(_data, mrcfile.mmap, np.array, maps)
     return found
 
 
-def _data(opened: Any, path: Path, take: Callable[[Any], Any] = lambda data: data) -> np.ndarray:
-    """The data of an MRC file, or what is taken of it while it is open."""
-    with opened(path) as mrc:
-        data: np.ndarray = take(mrc.data)
-    return data
+def _data(opened: Any, take: Callable[[Any], Any], maps: Path, number: int) -> np.ndarray:
+    """What is taken of the data of an MRC file while it is open."""
+    with opened(maps / f"{number}.mrc") as mrc:
+        return take(mrc.data)
 
 
 # -- measuring
@@ -169,84 +155,65 @@ def _data(opened: Any, path: Path, take: Callable[[Any], Any] = lambda data: dat
 def measured(case: Case, n_values: int | None, place: Path) -> list[Row]:
     """All rows of a case, its volumes whole or as flat rows of some values each.
 
-    Raises
-    ------
-    RuntimeError
-        Where what is read is not what was written.
+    It is an error where what is read is not what was written.
     """
     row_shape = (case.box,) * 3 if n_values is None else (n_values,)
-    shape = (case.n_volumes, *row_shape)
+    n, shape = case.n_volumes, (case.n_volumes, *row_shape)
     volumes = np.random.default_rng(0).standard_normal((4, *row_shape), np.float32)
     writers = WRITERS if n_values is None else FLAT
     folders = {name: place / str(number) for number, name in enumerate(writers)}
-    of_writing = {
-        name: partial(written, way, folders[name], shape, volumes) for name, way in writers.items()
-    }
-    took = in_rounds(of_writing, case.n_rounds)
-    times = {
-        what: {name: [both[number] for both in took[name]] for name in took}
-        for number, what in enumerate((WRITE, SYNC))
-    }
+
+    def written(name: str, number: int) -> tuple[float, float]:
+        """Seconds a volume, and with what goes to the disk; the files of the last time stay."""
+        shutil.rmtree(folders[name], ignore_errors=True)
+        folders[name].mkdir(parents=True)
+        write = writers[name](folders[name], shape)
+
+        def work() -> None:
+            for row in range(n):
+                write(row, volumes[row % len(volumes)])
+
+        os.sync()  # what others left to write is not counted
+        seconds = seconds_of(work)
+        return seconds / n, (seconds + seconds_of(os.sync)) / n
+
+    took = in_rounds(written, writers, case.n_rounds)
     reads = readers(folders, shape)
     for name, read in reads.items():
-        for number in range(len(volumes)):
-            if not np.array_equal(read(number), volumes[number]):
+        for number, volume in enumerate(volumes):
+            if not np.array_equal(read(number), volume):
                 raise RuntimeError(f"{name}: volume {number} is not what was written.")
-    n, rng = case.n_volumes, np.random.default_rng(1)
-    chosen = rng.integers(n, size=case.n_reads).tolist()
-    times[ONE] = in_rounds(
-        {name: partial(was_read, chosen, reads[name]) for name in reads}, case.n_reads
-    )
-    times[ALL] = in_rounds(
-        {name: partial(all_read, n, reads[name]) for name in reads}, case.n_rounds
-    )
-    about: Row = {
-        "box": case.box,
-        "stored": "whole" if n_values is None else "masked",
-        "volumes": n,
+    chosen = np.random.default_rng(1).integers(n, size=case.n_reads).tolist()
+
+    def one_read(name: str, number: int) -> float:
+        return seconds_of(partial(reads[name], chosen[number]))
+
+    def all_read(name: str, number: int) -> float:
+        return seconds_of(lambda: harness.exhaust(map(reads[name], range(n)))) / n
+
+    times = {
+        WRITE: {name: [seconds for seconds, _ in took[name]] for name in took},
+        SYNC: {name: [seconds for _, seconds in took[name]] for name in took},
+        ONE: in_rounds(one_read, reads, case.n_reads),
+        ALL: in_rounds(all_read, reads, case.n_rounds),
     }
+    about = {"box": case.box, "stored": "whole" if n_values is None else "masked", "volumes": n}
     return [
-        {"what": what} | about | row
+        {"what": what, **about, **row}
         for what, found in times.items()
         for row in summary(found, volumes[0].nbytes)
     ]
 
 
-def written(
-    way: Writer, place: Path, shape: tuple[int, ...], volumes: np.ndarray, number: int
-) -> tuple[float, float]:
-    """Seconds a volume that writing takes, and with what goes to the disk; the files stay."""
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    write = way(place, shape)
-
-    def work() -> None:
-        for number in range(shape[0]):
-            write(number, volumes[number % len(volumes)])
-
-    os.sync()  # what others left to write is not counted
-    seconds = seconds_of(work)
-    return seconds / shape[0], (seconds + seconds_of(os.sync)) / shape[0]
-
-
-def was_read(chosen: list[int], read: Read, number: int) -> float:
-    """Seconds that one of some volumes takes."""
-    return seconds_of(partial(read, chosen[number]))
-
-
-def all_read(n_volumes: int, read: Read, number: int) -> float:
-    """Seconds a volume that all in order take."""
-    return seconds_of(lambda: harness.exhaust(map(read, range(n_volumes)))) / n_volumes
-
-
-def in_rounds(ways: Mapping[str, Callable[[int], Any]], n: int) -> dict[str, list[Any]]:
+def in_rounds(way: Callable[[str, int], Any], names: Iterable[str], n: int) -> dict[str, list[Any]]:
     """What ways return for numbers below n, in turns, whose order changes: it has its effect."""
-    found: dict[str, list[Any]] = {name: [] for name in ways}
-    rng, order = random.Random(0), list(ways)
+    order = list(names)
+    found: dict[str, list[Any]] = {name: [] for name in order}
+    rng = random.Random(0)
     for number in range(n):
         rng.shuffle(order)
         for name in order:
-            found[name].append(ways[name](number))
+            found[name].append(way(name, number))
     return found
 
 
@@ -261,10 +228,11 @@ def summary(times: Mapping[str, list[float]], n_bytes: int) -> list[Row]:
     fastest = min(maps, key=lambda name: middle[name], default=None)
     rows = []
     for name, values in seconds.items():
-        rates = seconds[FILES] / values
         row: Row = {"way": name, "ms a volume": 1e3 * middle[name]}
-        row |= {"MiB/s": n_bytes / MIB / middle[name], RATE: float(np.median(rates))}
-        row["10 %"], row["90 %"] = np.quantile(rates, (0.1, 0.9)).tolist()
+        row |= {
+            "MiB/s": n_bytes / MIB / middle[name],
+            RATE: float(np.median(seconds[FILES] / values)),
+        }
         for key, other in ((TO_MRC, fastest), (NOT_COPIED, OPEN if OPEN in seconds else None)):
             row[key] = float(np.median(values / seconds[other])) if other else None
         rows.append(row)
@@ -284,12 +252,6 @@ def targets(rows: list[Row]) -> list[Row]:
     return found
 
 
-def file_system(place: Path) -> str:
-    """The type of the file system that a folder lies in; empty where it is not known."""
-    mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
-    return next((mounts[above] for above in (place, *place.parents) if above in mounts), "")
-
-
 def run(size: str, place: Path | None = None) -> Row:
     """Rows of every case and what is wanted, in a folder or the system's for temporary files."""
     rows = []
@@ -297,8 +259,7 @@ def run(size: str, place: Path | None = None) -> Row:
         for n_values in (None, case.box**3 // 4):
             with tempfile.TemporaryDirectory(dir=place) as scratch:
                 rows += measured(case, n_values, Path(scratch))
-                found = file_system(Path(scratch).resolve())
-    return {"file_system": found, "rows": rows, "targets": targets(rows)}
+    return {"rows": rows, "targets": targets(rows)}
 
 
 if __name__ == "__main__":

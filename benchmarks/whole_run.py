@@ -15,7 +15,7 @@ from pathlib import Path
 
 import harness
 import numpy as np
-from harness import EPOCH, MIB, Measured, Panel, Row, Table, disk_bytes, measure, scapedist_run
+from harness import EPOCH, MIB, Panel, Row, Table, disk_bytes, measure, scapedist_run
 
 FIGURES = "program | seconds: time, s | cpu seconds: CPU time, s | peak MiB: peak, MiB "
 FIGURES += "| above idle MiB: above idle, MiB | disk MiB: disk, MiB"
@@ -30,22 +30,16 @@ TABLES = (
         "cryoDRGN's figures over scapedist's: above 1, scapedist takes less.",
     ),
 )
+DRAWN = {"seconds": "time, s", "above idle MiB": "memory above idle, MiB", "disk MiB": "disk, MiB"}
 PLOTS = tuple(
     Panel("rows", "sketch", "{program}", key, label, "volumes of the sketch")
-    for key, label in (
-        ("seconds", "time, s"),
-        ("above idle MiB", "memory above idle, MiB"),
-        ("disk MiB", "disk, MiB"),
-    )
+    for key, label in DRAWN.items()
 )
 SIZES = {"tiny": ((30,), 16), "small": ((100,), 48), "full": ((100, 500, 2000, 5000), 48)}
 """Sketch sizes, box size."""
 ROUNDS, LARGE = 3, 400
 """Rounds at size full; above so many volumes there is one."""
-OPTIONS: dict[str, Row] = {
-    "--sketch": {"type": int, "help": "this sketch size alone"},
-    "--workers": {"type": int, "help": "scapedist's (default: one a core)"},
-}
+OPTIONS: dict[str, Row] = {"--workers": {"type": int, "help": "scapedist's (default: one a core)"}}
 SCAPEDIST_IDLE = """
 import time
 from scapedist.landscape import open_workers
@@ -65,21 +59,21 @@ time.sleep(2)
 """
 
 
-def run(size: str, workers: int | None = None, sketch: int | None = None) -> Row:
+def run(size: str, workers: int | None = None) -> Row:
     """Rows of both programs at every sketch size, and their ratios."""
     sketches, box = SIZES[size]
-    idle, rows, ratios = idle_bytes(workers), [], []
+    idle, rows, ratios = idle_mib(workers), [], []
     with harness.bundled() as (shipped, place):
         workdir = place / "adk"
         shutil.copytree(shipped, workdir)
         write_umap(workdir)
-        for n in sketches if sketch is None else (sketch,):
+        for n in sketches:
             output = place / "output"
             commands = {
                 "cryodrgn": analyze_landscape(workdir, output, n, box),
                 "scapedist": scapedist_run(workdir, output, n, box, workers, "--embed", "none"),
             }
-            took: dict[str, list[Measured]] = {name: [] for name in commands}
+            took: dict[str, list[Row]] = {name: [] for name in commands}
             disk = {}
             for _ in range(ROUNDS if size == "full" and n <= LARGE else 1):
                 for name, command in commands.items():
@@ -88,7 +82,6 @@ def run(size: str, workers: int | None = None, sketch: int | None = None) -> Row
                     shutil.rmtree(output)
             pair = [
                 {"sketch": n, "program": name, **figures(runs, idle[name], disk[name])}
-                | {"all seconds": " ".join(f"{run.seconds:.1f}" for run in runs)}
                 for name, runs in took.items()
             ]
             rows += pair
@@ -104,16 +97,16 @@ def write_umap(workdir: Path) -> None:
     (workdir / f"analyze.{EPOCH}" / "umap.pkl").write_bytes(pickle.dumps(umap))
 
 
-def idle_bytes(workers: int | None) -> dict[str, int]:
+def idle_mib(workers: int | None) -> dict[str, float]:
     """Peak of idle processes of both programs."""
     codes = {"cryodrgn": CRYODRGN_IDLE, "scapedist": SCAPEDIST_IDLE.format(workers=workers)}
-    return {name: measure([sys.executable, "-c", code]).peak_bytes for name, code in codes.items()}
+    return {name: measure([sys.executable, "-c", code])["peak MiB"] for name, code in codes.items()}
 
 
-def figures(runs: list[Measured], idle: int, disk: int) -> Row:
+def figures(runs: list[Row], idle: float, disk: int) -> Row:
     """Medians of time and memory of some runs of a program, and their disk."""
-    row: Row = {key: statistics.median(run.row[key] for run in runs) for key in runs[0].row}
-    row |= {"idle MiB": idle / MIB, "above idle MiB": row["peak MiB"] - idle / MIB}
+    row: Row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    row |= {"idle MiB": idle, "above idle MiB": row["peak MiB"] - idle}
     return row | {"disk MiB": disk / MIB}
 
 

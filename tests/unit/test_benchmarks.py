@@ -74,7 +74,8 @@ def of_whole_run(found: Row) -> None:
 
 def of_memory(found: Row) -> None:
     assert [row["sketch"] for row in found["rows"]] == [12, 48]
-    assert 0.5 < found["peak_ratio"] < 2
+    first, last = (row["peak MiB"] for row in found["rows"])
+    assert 0.5 < last / first < 2
     for row in found["rows"]:
         assert 50 < row["largest process MiB"] <= row["peak MiB"]
 
@@ -101,7 +102,6 @@ def of_store(found: Row) -> None:
     for (what, stored, way), row in rows.items():
         mib = 4 * n_values[stored] / 2**20
         assert row["MiB/s"] == pytest.approx(1e3 * mib / row["ms a volume"])
-        assert row["10 %"] <= row["rate to files"] <= row["90 %"]
         if way == "plain files":
             assert row["rate to files"] == 1
         if what == "write":
@@ -122,7 +122,7 @@ def of_store(found: Row) -> None:
 
 def of_pca(found: Row) -> None:
     *measured, missing = found["rows"]
-    assert missing["error"] == "not installed"
+    assert missing["error"] == "ModuleNotFoundError: No module named 'dask_ml'"
     for row in measured:
         assert (row["rows"], row["voxels"], row["processes"], row["error"]) == (60, 500, 1, "")
         assert row["seconds"] > 0
@@ -156,9 +156,7 @@ def of_growth(found: Row) -> None:
     (many,) = found["many"]
     assert many["solver"] == "gram"
     assert many["joined from"] == "distances of all pairs"
-    assert 0.05 < many["peak GiB"] < many["planned GiB"] < many["limit GiB"]
-    assert 0.05 < many["worker GiB"] < many["planned worker GiB"]
-    assert many["disk GiB"] * 2**30 > 150 * 300 * 4 + 150 * 150 * 8
+    assert 0.05 < many["peak GiB"] < many["planned GiB"] < 2
 
 
 def of_planned(found: Row) -> None:
@@ -234,15 +232,19 @@ def of_landscape_full(found: Row) -> None:
 def test_tiny(one_thread, tmp_path, monkeypatch, capsys, name, options):
     (tmp_path / "umap.py").write_text(UMAP)  # cryoDRGN's other half a minute is its compilation
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(pca, "find_spec", lambda name: None)
+    (tmp_path / "dask_ml.py").write_text("raise ModuleNotFoundError(\"No module named 'dask_ml'\")")
     if name == "landscape_full":  # that of whole_run measures these
-        idle = {"cryodrgn": 60 * 2**20, "scapedist": 61 * 2**20}
-        monkeypatch.setattr(whole_run, "idle_bytes", lambda workers: idle)
+        monkeypatch.setattr(whole_run, "idle_mib", lambda _: {"cryodrgn": 60, "scapedist": 61})
     output = tmp_path / "new" / f"{name}.json"
     found = harness.benchmark(name, "tiny", output, **options)
     globals()[f"of_{name}"](found)
     printed = capsys.readouterr().out
     assert "\n\n".join(harness.tables(sys.modules[name], found)) in printed
+    for table in sys.modules[name].TABLES:  # what is declared is measured; boxes have their points
+        measured = set().union(*harness.chosen(found, table), ("error",))
+        columns = {column.partition(": ")[0] for column in table.columns.split(" | ")}
+        missing = {column for column in columns - measured if not column.endswith("points")}
+        assert not missing or not harness.chosen(found, table)
     written = json.loads(output.read_text())
     assert written == found
     assert written["benchmark"] == name
@@ -297,7 +299,7 @@ def test_what_else_the_machine_did_is_measured():
     other = subprocess.Popen([sys.executable, "-c", work])
     measured = harness.measure(["sleep", "1"])
     other.wait()
-    assert measured.cpu_seconds < 0.2 < measured.others_seconds
+    assert measured["cpu seconds"] < 0.2 < measured["others' cpu seconds"]
 
 
 def test_files_are_counted_once(tmp_path):
@@ -327,14 +329,13 @@ def test_random_models(tmp_path, command):
     assert model.stack_indices.tolist() == [1, 3, 5, 7, 9]
 
 
-def test_random_models_are_the_same_for_the_same_seed(tmp_path):
-    first, again, other = (
-        open_model(random_model.write_random_model(tmp_path / name, box_size=8, seed=seed), 19)
-        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+def test_random_models_are_always_the_same(tmp_path):
+    first, again = (
+        open_model(random_model.write_random_model(tmp_path / name, box_size=8), 19)
+        for name in "ab"
     )
     assert (first.latents == again.latents).all()
     assert (first.decode(first.latents[:1]) == again.decode(first.latents[:1])).all()
-    assert (first.decode(first.latents[:1]) != other.decode(first.latents[:1])).any()
 
 
 # -- parts of single benchmarks
@@ -400,8 +401,6 @@ def test_store_takes_ratios_of_the_same_round():
     assert (files["rate to files"], files["ms a volume"]) == (1, 2000)
     assert ours["MiB/s"] == 0.25
     assert (ours["rate to files"], ours["time to MRC"], ours["to one not copied"]) == (0.5, 0.5, 4)
-    assert ours["10 %"] == 0.5
-    assert ours["90 %"] == pytest.approx(0.9)
 
 
 def test_store_compares_what_it_read(monkeypatch):
@@ -441,17 +440,17 @@ def test_pca_targets_of_each_number_of_processes():
 def test_pca_by_two_processes_and_what_fails(tmp_path):
     group = pca.make_store(pca.Case(70, voxels=300), tmp_path)
     result = tmp_path / "found.npz"
-    assert harness.alone("pca", pca.GRAM, "2", *map(str, (group, group, result)))["bytes"] > 0
+    assert harness.alone("pca", pca.GRAM, 2, group, group, result)["bytes"] > 0
     vectors, variance = pca.exact(group)
     assert max(pca.errors(result, (vectors, variance)).values()) < 1e-10
     turned = vectors.copy()
     turned[0] += 1e-3 * pca.exact(group, 21)[0][-1]
     wrong = pca.errors(result, (turned, variance * 1.01))
     assert wrong == pytest.approx({"angle": 1e-3, "variance error": 0.01 / 1.01}, rel=1e-3)
-    found = harness.alone("pca", pca.GRAM, "1", *["/nowhere"] * 3)
+    found = harness.alone("pca", pca.GRAM, 1, *["/nowhere"] * 3)
     assert "nowhere" in found["error"]
-    found = harness.alone("pca", "no method", "1", *["/nowhere"] * 3)
-    assert found["error"] == "KeyError: 'no method'"
+    with pytest.raises(RuntimeError, match="^AttributeError: .*'nobody'"):
+        harness.alone("pca", child="nobody")
 
 
 def test_linkage_is_given_distances_and_told_of_other_trees(tmp_path):
