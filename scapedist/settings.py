@@ -376,7 +376,7 @@ class JobOptions(Settings):
 class WorkerOptions(Settings):
     """Where a command computes, as :func:`scapedist.workers.open_workers` takes it."""
 
-    n_workers: int | None = option(None, "Local processes.", flag="--workers", shown="one a core")
+    n_workers: int | None = option(None, "Local processes.", flag="--workers", shown="one per core")
     scheduler: str | None = option(None, "A running Dask scheduler: tcp://HOST:PORT or its file.")
     gpus: str | None = option(
         None, "GPUs, one worker per GPU: all, or numbers as 0,2.", shown="none, CPUs"

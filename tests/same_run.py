@@ -23,7 +23,7 @@ import numpy as np
 VOLATILE = re.compile(r"seconds|per_second|finished|versions|^workers$")
 TIMES = re.compile(rb"\d[\d.]*(e-?\d+)? ?(ms|s|min|h)\b|\d{4}-\d\d-\d\d[T ][\d:+]+(?:\d\d)?")
 ROW = re.compile(
-    rb"<tr>(?:(?!</tr>).)*(?:second|ms a particle|[.>]workers<)(?:(?!</tr>).)*</tr>", re.DOTALL
+    rb"<tr>(?:(?!</tr>).)*(?:second|ms per particle|[.>]workers<)(?:(?!</tr>).)*</tr>", re.DOTALL
 )
 VERSION = re.compile(rb"(scapedist|numpy|scipy|torch|zarr|scikit-learn|distributed) [\d.]+[\w.+]*")
 

@@ -93,6 +93,6 @@ def read_map(path: Path) -> tuple[NDArray[np.float32], float | None]:
     if not np.allclose(voxel, voxel[0], rtol=1e-3):
         sizes = " x ".join(f"{size:g}" for size in voxel)
         raise InputError(
-            f"A map's voxels are cubes. Those of {path} are {sizes} angstrom. Resample the map."
+            f"A map's voxels are cubes. Those of {path} are {sizes} Å. Resample the map."
         )
     return volume, float(voxel[0]) if voxel[0] > 0 else None

@@ -395,8 +395,8 @@ def cost_lines(cost: Any) -> list[str]:
     solver = {"gram": "by the Gram matrix", "iteration": "by passes over the volumes"}
     return [
         f"{cost.volumes} volumes of {cost.box_size}^3 from {cost.frequencies} frequencies each, in "
-        f"batches of {cost.batch_size}, {cost.seconds_a_volume * 1e3:.0f} ms a volume and worker; "
-        f"{cost.workers} worker(s)",
+        f"batches of {cost.batch_size}, {cost.seconds_a_volume * 1e3:.0f} ms per volume and "
+        f"worker; {cost.workers} worker(s)",
         f"about {cost.voxels} voxels in the mask; components {solver[cost.solver]}, volumes joined "
         f"{ways[cost.linkage]}",
         f"{cost.particles} particles embedded exactly: {_time(cost.exact_seconds)}; components of "

@@ -61,8 +61,8 @@ def exact_batch(projection: Projection, latents: np.ndarray) -> np.ndarray:
     result = frame_of(projection).project(projection.volumes(latents), len(latents))
     if not np.isfinite(result).all():
         raise RunError(
-            "Volumes are finite. That of a particle is not. The model may have diverged, or its "
-            "precision does not suffice: generate with --dtype float32."
+            "The volume of a particle contains NaN or infinite values. The model may have "
+            "diverged, or its precision does not suffice: generate with --dtype float32."
         )
     return result
 

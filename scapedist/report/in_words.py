@@ -58,12 +58,12 @@ def comparison(results: Mapping[str, Any]) -> list[list[str]]:
         "another state than exactly": lambda m: _shown(m.get("states_changed"), ".2%"),
         "nearest neighbours kept": lambda m: _shown(m["neighbour_overlap"], ".1%"),
         "residual, correlation of logs": lambda m: _shown(m["residual_log_correlation"], ".3f"),
-        "ms a particle and worker": lambda m: f"{1e3 * m['seconds_a_particle']:.3g}",
+        "ms per particle and worker": lambda m: f"{1e3 * m['seconds_a_particle']:.3g}",
         "seconds beforehand": lambda m: f"{m.get('setup_seconds', 0):.1f}",
     }
     methods = results["methods"]
     rows = [["", *methods, "exact"]]
-    exact = {"ms a particle and worker": f"{1e3 * results['exact_seconds_a_particle']:.3g}"}
+    exact = {"ms per particle and worker": f"{1e3 * results['exact_seconds_a_particle']:.3g}"}
     for name, text in figures.items():
         rows.append([name, *(text(record) for record in methods.values()), exact.get(name, "")])
     return rows

@@ -271,9 +271,9 @@ def told_cost(
     plan = plan_whole(store, settings, source, workers, included)
     seconds = measured_seconds(store, source, workers, plan)
     return (
-        f"{len(plan.particles)} particles are decoded in each pass, {seconds:.0f} s a pass; about "
-        f"{USUAL_PASSES} passes, {USUAL_PASSES * seconds / 3600:.2g} h. "
-        f"{plan.here_bytes / GIB:.2f} GiB here, {plan.worker_bytes / GIB:.2f} GiB a worker, at "
+        f"{len(plan.particles)} particles are decoded in each pass, {seconds:.0f} s per pass; "
+        f"about {USUAL_PASSES} passes, {USUAL_PASSES * seconds / 3600:.2g} h. "
+        f"{plan.here_bytes / GIB:.2f} GiB here, {plan.worker_bytes / GIB:.2f} GiB per worker, at "
         f"most {plan.disk_bytes / GIB:.2f} GiB of disk meanwhile."
     )
 

@@ -118,7 +118,7 @@ def test_not_finite(tmp_path: Path, volume: np.ndarray):
 def test_voxels_that_are_no_cubes(tmp_path: Path, volume: np.ndarray):
     with mrcfile.new(tmp_path / "map.mrc", volume) as mrc:
         mrc.voxel_size = (1.0, 1.0, 2.0)
-    with pytest.raises(InputError, match="1 x 1 x 2 angstrom"):
+    with pytest.raises(InputError, match="1 x 1 x 2 Å"):
         read_map(tmp_path / "map.mrc")
 
 
