@@ -1,9 +1,11 @@
 """A masked store: its pilot is spread out, and what its mask leaves out is told."""
 
+import pickle
+
 import numpy as np
 import pytest
 
-from scapedist.files.mrc import read_map
+from scapedist.files.mrc import read_map, write_map
 from scapedist.landscape import Run
 from scapedist.stages.masked_store import NOTABLE, pilot_rows
 
@@ -63,3 +65,22 @@ def test_nothing_much_escapes_a_usual_pilot(adk_workdir, tmp_path):
     assert results["escaped_fraction_max"] < NOTABLE
     assert results["worst_volumes"] == []
     assert not list((run.directory / "maps").glob("escaped/*"))
+
+
+def test_a_pilot_of_maps_is_of_the_chosen_ones(adk, adk_workdir, tmp_path):
+    """Each map has density in a cube of its own, so that the mask shows which were taken."""
+    particles = np.linspace(0, len(adk.latents) - 1, 6).astype(int)
+    chosen = pilot_rows(adk.latents[particles], 2)
+    assert chosen.tolist() != [0, 1]
+    maps = tmp_path / "kmeans6"
+    for row in range(6):
+        volume = np.zeros((12, 12, 12), np.float32)
+        volume[2 * row : 2 * row + 2] = 1
+        write_map(maps / f"vol_{row:03d}.mrc", volume, 10.0)
+    np.savetxt(maps / "centers_ind.txt", particles, fmt="%d")
+    labels = np.arange(len(adk.latents)) * 6 // len(adk.latents)
+    (maps / "labels.pkl").write_bytes(pickle.dumps(labels))
+    run = Run.create(adk_workdir, 14, tmp_path / "run").sketch(maps=maps)
+    run.generate(store="masked", pilot_volumes=2, dilate=0.0)
+    layers = np.flatnonzero(run.store.read("mask").any((1, 2)))
+    assert layers.tolist() == [layer for row in chosen for layer in (2 * row, 2 * row + 1)]
