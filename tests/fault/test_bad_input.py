@@ -504,7 +504,7 @@ def test_a_masks_rule_that_cannot_be(refused, run, option, message):
         ("pca", ["--components", -3], "--components is -3"),
         ("pca", ["--exclude-states", "3"], "no state 3 to leave out: they run from 0 to 2"),
         ("pca", ["--exclude-states", "0,1,2"], "needs three volumes"),
-        ("states", ["--states", 13], "as many states as volumes, 12. 13 were asked for"),
+        ("states", ["--states", 13], "13 states were requested, but there are only 12 volumes"),
         ("states", ["--states", 13, "--linkage", "kmeans"], "--states 12 or less"),
         ("states", ["--states", 0], "--states is 0"),
         ("states", ["--states", -2, "--linkage", "kmeans"], "--states is -2"),
