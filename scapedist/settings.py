@@ -416,9 +416,7 @@ def check_together(options: dict[str, dict[str, Any]]) -> None:
     options
         By stage, as :func:`by_stage` gives them.
     """
-    chosen = {
-        name: changed(stage.settings(), options.get(name, {})) for name, stage in STAGES.items()
-    }
+    chosen = settings_of(options)
     size, states = chosen["sketch"].size, chosen["states"].states
     if states > size and not chosen["sketch"].maps:
         raise InputError(
@@ -434,10 +432,10 @@ def check_linkage(options: dict[str, dict[str, Any]], budget: "Budget") -> None:
     """Refuse a sketch that cannot be joined within a memory, before anything is decoded."""
     from scapedist.plan import PANEL_BYTES, plan_linkage
 
-    sketch = changed(SketchSettings(), options.get("sketch", {}))
+    chosen = settings_of(options)
+    sketch = chosen["sketch"]
     if not sketch.maps and 8 * sketch.size**2 > PANEL_BYTES:  # of few volumes anything has room
-        linkage = changed(StatesSettings(), options.get("states", {})).linkage
-        plan_linkage(sketch.size, linkage, budget)
+        plan_linkage(sketch.size, chosen["states"].linkage, budget)
 
 
 def changed(settings: S, options: dict[str, Any]) -> S:
@@ -470,8 +468,7 @@ def from_record(kind: type[S], record: dict[str, Any] | None) -> S:
     if record is None:
         return kind()
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{k: v for k, v in values.items() if k in known})
+    return kind(**those_of(kind, values))
 
 
 @dataclass(frozen=True)
@@ -550,6 +547,13 @@ def writer_of(array: str) -> Stage | None:
         if array == start or array.startswith(f"{start}/")
     ]
     return max(found, key=lambda item: item[0])[1] if found else None
+
+
+def settings_of(options: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The settings of each stage of the whole job, from options as :func:`by_stage` sorts them."""
+    return {
+        name: changed(stage.settings(), options.get(name, {})) for name, stage in STAGES.items()
+    }
 
 
 def by_stage(options: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -28,7 +28,7 @@ from scapedist.plan import (
     plan_components,
     plan_linkage,
 )
-from scapedist.settings import STAGES, changed, check_embedding, check_together
+from scapedist.settings import check_embedding, check_together, settings_of
 from scapedist.sources.decoded import plan_generation, volume_box_size
 from scapedist.stages.components import FEW_PRODUCTS, TRAVERSAL_POINTS, TRAVERSED_COMPONENTS
 from scapedist.stages.components_of_all import USUAL_PASSES
@@ -180,9 +180,7 @@ def cost_of_run(
     """
     given = chosen or {}
     check_together(given)
-    options = {
-        name: changed(stage.settings(), given.get(name, {})) for name, stage in STAGES.items()
-    }
+    options = settings_of(given)
     sketch, generate, clipped = options["sketch"], options["generate"], options["pca"].clip_negative
     check_embedding(embedding, None, error_bars, clipped)
     model = open_model(workdir, epoch)

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from scapedist.settings import NOT_WHERE_CLIPPED, EmbedSettings
 from scapedist.sources.decoded import field_of
 from scapedist.stages.decoded_rows import Projection
 from scapedist.workers.one import ridge_by
-
-if TYPE_CHECKING:
-    pass
 
 SKETCH_ROWS = 1000
 """Most sketch volumes that a map is trained with, spread over the sketch."""

@@ -117,8 +117,6 @@ class Whole:
     here_bytes, worker_bytes, disk_bytes
         Projected peak memory of this process and of each worker; size of what is kept in case of
         a stop.
-    seconds_a_pass
-        Projected seconds per pass; 0 where it was not measured.
     """
 
     particles: np.ndarray
@@ -127,7 +125,6 @@ class Whole:
     here_bytes: int
     worker_bytes: int
     disk_bytes: int
-    seconds_a_pass: float = 0.0
 
 
 def plan_whole(

@@ -11,6 +11,7 @@ import numpy as np
 
 from scapedist.analysis import linkage
 from scapedist.analysis import states as maths
+from scapedist.analysis.mask import Mask
 from scapedist.backend import nearest_by_products
 from scapedist.errors import InputError
 from scapedist.files.mrc import write_map
@@ -182,10 +183,11 @@ def _write_state_maps(
         )
         for kind in ("mean", "std")
     }
+    mask = Mask.of(store.read("mask"))
     for state in range(n_states):
         rows = np.flatnonzero(labels == state)
         moments = maths.weighted_moments(
-            volume_blocks(store, rows), occupancy[rows].astype(np.float64)
+            volume_blocks(store, rows, mask), occupancy[rows].astype(np.float64)
         )
         for kind, moment in zip(("mean", "std"), moments, strict=True):
             arrays[kind][state] = moment

@@ -141,11 +141,11 @@ def volume_of(store: RunStore, row: int) -> np.ndarray:
     return Mask.of(store.read("mask")).volumes_of(voxels)[0]
 
 
-def volume_blocks(store: RunStore, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield blocks (m, d, d, d) of the sketch volumes of some rows (n,)."""
-    weights, masked = store.read("mask"), MASKED in store
-    array, mask = store.array(MASKED if masked else FULL), Mask.of(weights)
-    size = max(1, READ_BYTES // (4 * weights.size))
+def volume_blocks(store: RunStore, rows: np.ndarray, mask: Mask) -> Iterator[np.ndarray]:
+    """Yield blocks (m, d, d, d) of the sketch volumes of some rows (n,), by the run's mask."""
+    masked = MASKED in store
+    array = store.array(MASKED if masked else FULL)
+    size = max(1, READ_BYTES // (4 * int(np.prod(mask.shape))))
     for start, stop in batches(len(rows), size):
         block = read_rows(array, rows[start:stop])
         yield mask.volumes_of(block) if masked else block
