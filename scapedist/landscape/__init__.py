@@ -104,13 +104,6 @@ def analyze(
     from scapedist.workers import stop_forkserver
 
     failure: ScapedistError | None = None
-    where: dict[str, Any] = {
-        "n_workers": n_workers,
-        "scheduler": scheduler,
-        "memory_limit": memory_limit,
-        "gpus": gpus,
-        "cluster": cluster,
-    }
     chosen = by_stage(options)
     check_together(chosen)
     clip_negative = bool(chosen["pca"].get("clip_negative"))
@@ -119,7 +112,9 @@ def analyze(
         raise InputError(
             f"{workdir} is not a directory. Give the output directory of a cryoDRGN training."
         )
-    with open_workers(**where) as workers:
+    with open_workers(
+        n_workers, scheduler=scheduler, memory_limit=memory_limit, gpus=gpus, cluster=cluster
+    ) as workers:
         check_dtype(chosen["generate"].get("dtype") or "float32", workers.device)
         check_linkage(chosen, workers.budget)
         workers.begin()  # they start meanwhile
