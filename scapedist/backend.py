@@ -22,6 +22,8 @@ from scapedist.errors import InputError
 
 HOST_COPIES = 6
 """Most volumes that are on their way from a GPU to the disk at any time."""
+MOST_NEIGHBOURS = 1023
+"""Most neighbours that cuML's HDBSCAN looks at."""
 PRODUCT_BYTES = 2**30
 """Default bytes of the distances that a nearest-center search holds at once."""
 
@@ -54,6 +56,15 @@ def to_device(array: Any, device: str) -> Any:
     import cupy
 
     return cupy.asarray(array)
+
+
+def empty(shape: tuple[int, ...], device: str, dtype: Any = np.float64) -> Any:
+    """An array in a device's memory, not filled."""
+    if device == "cpu":
+        return np.empty(shape, dtype)
+    import cupy
+
+    return cupy.empty(shape, dtype)
 
 
 def to_host(array: Any) -> np.ndarray:
@@ -164,6 +175,32 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
+def device_lost(error: BaseException) -> bool:
+    """Whether an error says that a GPU answers no more, so that only other GPUs can go on.
+
+    After such an error CUDA refuses all further work of the process.
+    """
+    text = str(error).lower().replace("_", " ")
+    signs = (
+        "fallen off the bus",
+        "gpu is lost",
+        "uncorrectable ecc",
+        "eccuncorrectable",
+        "unspecified launch failure",
+        "launch failed",
+        "launchfailure",
+        "hardware stack error",
+        "hardwarestackerror",
+        "no cuda-capable device",
+        "nodevice",
+        "no device",
+        "busy or unavailable",
+        "devicesunavailable",
+        "device unavailable",
+    )
+    return "cuda" in text and any(sign in text for sign in signs)
+
+
 # -- linear algebra
 
 
@@ -222,16 +259,22 @@ def kmeans(
         from cuml.cluster import KMeans as DeviceKMeans
 
         rng, best = np.random.RandomState(seed), None
-        host = to_host(points)
+        # cuML's tolerance is a length, so that points are brought to unit spread
+        middle = points.mean(0)
+        spread = float(np.sqrt(np.square(points - middle).mean())) or 1.0
+        scaled = (points - middle) / spread
+        host = to_host(scaled)
         for _ in range(n_starts):
             start = kmeans_plusplus(host, n_clusters, random_state=rng)[0]
-            found = DeviceKMeans(n_clusters, init=start, n_init=1, max_iter=max_iterations)
-            found.fit(points)
+            found = DeviceKMeans(
+                n_clusters=n_clusters, init=start, n_init=1, max_iter=max_iterations, tol=1e-9
+            )
+            found.fit(scaled)
             if best is None or found.inertia_ < best.inertia_:
                 best = found
         assert best is not None
-        centers, labels = to_host(best.cluster_centers_), to_host(best.labels_)
-        return centers.astype(np.float64), labels.astype(np.int32)
+        centers = to_host(best.cluster_centers_).astype(np.float64) * spread + to_host(middle)
+        return centers, to_host(best.labels_).astype(np.int32)
     # one thread: scikit-learn adds the threads' partial centers in the order they finish
     with threadpool_limits(1):
         model = KMeans(
@@ -248,15 +291,17 @@ def hdbscan(points: Any, least: int) -> np.ndarray:
     ----------
     points
     least
-        Smallest number of points of a group.
+        Smallest number of points of a group; as many neighbours, up to ``MOST_NEIGHBOURS``, tell
+        how dense it is around a point.
     """
+    options = {"min_cluster_size": least, "min_samples": min(least, MOST_NEIGHBOURS)}
     if array_module(points) is not np:
         from cuml.cluster import HDBSCAN as DeviceHDBSCAN
 
-        return to_host(DeviceHDBSCAN(min_cluster_size=least).fit_predict(points)).astype(np.int32)
+        return to_host(DeviceHDBSCAN(**options).fit_predict(points)).astype(np.int32)
     from sklearn.cluster import HDBSCAN
 
-    labels: np.ndarray = HDBSCAN(min_cluster_size=least, copy=True).fit_predict(points)
+    labels: np.ndarray = HDBSCAN(**options, copy=True).fit_predict(points)
     return labels.astype(np.int32)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 import numpy as np
@@ -15,15 +15,20 @@ BATCH_VOLUMES = {"cpu": 8, "cuda": 64}
 scheduler's part small, few enough to lose."""
 IMPORT_BYTES = 360 * 2**20
 """Resident memory of a worker before its first batch (interpreter, torch, zarr, distributed)."""
-BLOCK_BYTES = {"cpu": 128 * 2**20, "cuda": 8 * 2**30}
-"""Bytes of masked voxels that the analysis holds at once by default."""
+GPU_IMPORT_BYTES = 3 * GIB
+"""Resident host memory of a worker with a GPU before its first batch: torch, CuPy, cuDF and cuML
+with their libraries of kernels, and the driver's part. It is an allowance, not a measurement."""
+BLOCK_BYTES = 128 * 2**20
+"""Bytes of masked voxels that the analysis holds at once by default in host memory."""
+BLOCK_SHARE = 0.5
+"""Fraction of a GPU's free memory in which the analysis holds masked voxels."""
 TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 """Most bytes of a Gram matrix's tile, which is computed from two blocks and sent at once."""
 CHUNK_BYTES = 32 * 2**20
 """Bytes of rows in float64 that a pass over all rows multiplies at once."""
-CENTERED_BYTES = 8 * 2**20
+CENTERED_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 """Bytes of centered rows in float64 that a product of two blocks takes at once, as all columns
-are too many for the processor's cache."""
+are too many for the processor's cache, or too large for a GPU."""
 PANEL_BYTES = 16 * 2**20
 """Bytes of the distances, or of a stored Gram matrix, that are handled at once."""
 SPARE_COLUMNS = 12
@@ -42,22 +47,25 @@ FFT_VOLUMES = 6
 
 @dataclass(frozen=True)
 class Budget:
-    """Host memory that a process may use.
+    """Memory that a process may use.
 
     Attributes
     ----------
     n_bytes
-        Size of the memory.
-        asked
+        Size of the host memory.
+    asked
         Whether someone asked for this limit; else it is most of what the machine has.
+    device_bytes
+        Free memory of the GPU that a worker computes on; 0 where it computes in host memory.
     """
 
     n_bytes: int
     asked: bool = True
+    device_bytes: int = 0
 
     def less(self, n_bytes: int) -> Budget:
-        """The budget that is left beside a use of some bytes."""
-        return Budget(self.n_bytes - n_bytes, self.asked)
+        """The budget that is left beside a use of some bytes of host memory."""
+        return replace(self, n_bytes=self.n_bytes - n_bytes)
 
 
 UNLIMITED = Budget(2**63, asked=False)
@@ -100,14 +108,25 @@ def spread_evenly(n: int, n_wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, n_wanted)).round().astype(np.int64))
 
 
+def import_bytes(device: str) -> int:
+    """Resident host memory of a worker on a device before its first batch."""
+    return IMPORT_BYTES if device == "cpu" else GPU_IMPORT_BYTES
+
+
 def worker_bytes(
-    batch_size: int, box_size: int, n_slots: int, n_weights: int, cached_bytes: int
+    batch_size: int,
+    box_size: int,
+    n_slots: int,
+    n_weights: int,
+    cached_bytes: int,
+    device: str = "cpu",
 ) -> int:
-    """Projected peak memory of a worker that decodes a batch."""
+    """Projected peak of the host memory of a worker that decodes a batch."""
     values = batch_size * n_slots * 4
     volume = box_size**3 * 4
     lattice = 2 * volume + n_slots * 12
-    return IMPORT_BYTES + values + FFT_VOLUMES * volume + lattice + 8 * n_weights + cached_bytes
+    beside = FFT_VOLUMES * volume + lattice + 8 * n_weights + cached_bytes
+    return import_bytes(device) + values + beside
 
 
 def plan_decode(
@@ -153,7 +172,7 @@ def plan_decode(
 
     def need(size: int) -> int:
         held = size if device == "cpu" else 1
-        return worker_bytes(held, box_size, n_slots, n_weights, cached_bytes)
+        return worker_bytes(held, box_size, n_slots, n_weights, cached_bytes, device)
 
     sizes = range(1, BATCH_VOLUMES[device] + 1) if batch_size is None else range(batch_size, 0, -1)
     fitting = [size for size in sizes if not budget.asked or need(size) <= budget.n_bytes]
@@ -180,15 +199,18 @@ def plan_decode(
     )
 
 
-def kept_bytes(budget: Budget = UNLIMITED, device: str = "cpu") -> int:
+def kept_bytes(budget: Budget = UNLIMITED) -> int:
     """Bytes of masked voxels as float32 that the analysis holds at once: two blocks or more."""
-    return max(budget.n_bytes // 16, 2**20) if budget.asked else BLOCK_BYTES[device]
+    if budget.device_bytes:
+        return int(BLOCK_SHARE * budget.device_bytes)
+    return max(budget.n_bytes // 16, 2**20) if budget.asked else BLOCK_BYTES
 
 
-def block_rows(n_voxels: int, budget: Budget = UNLIMITED, device: str = "cpu") -> int:
+def block_rows(n_voxels: int, budget: Budget = UNLIMITED) -> int:
     """Number of rows of masked voxels per block; a product takes two blocks."""
-    rows = kept_bytes(budget, device) // (8 * max(n_voxels, 1))
-    return max(1, min(rows, isqrt(TILE_BYTES[device] // 8)))
+    rows = kept_bytes(budget) // (8 * max(n_voxels, 1))
+    tile = TILE_BYTES["cuda" if budget.device_bytes else "cpu"]
+    return max(1, min(rows, isqrt(tile // 8)))
 
 
 @dataclass(frozen=True)
@@ -232,7 +254,6 @@ def plan_components(
     n_components: int,
     budget: Budget,
     n_workers: int = 1,
-    device: str = "cpu",
     solver: str = "auto",
 ) -> ComponentsPlan:
     """Plan how the components of n volumes are found within a memory.
@@ -245,11 +266,10 @@ def plan_components(
     n, n_voxels, n_components
         Number of volumes, of voxels in the mask, and of components wanted.
     budget
-        Memory of each process; blocks have their usual size where it was not asked for.
+        Memory of each process; blocks have their usual size where it was not asked for, and on a
+        GPU the size that its free memory has room for.
     n_workers
-        Number of workers; a single one is this process.
-    device
-        Where blocks go.
+        Number of workers; a single one without a GPU is this process.
     solver
         ``gram`` or ``iteration``, or ``auto`` for what fits.
 
@@ -261,12 +281,11 @@ def plan_components(
     memory = budget.n_bytes
 
     def plans(given: int) -> list[ComponentsPlan]:
-        limit = Budget(given, budget.asked)
-        block, kept = block_rows(n_voxels, limit, device), kept_bytes(limit, device)
+        limit = replace(budget, n_bytes=given)
+        block, kept = block_rows(n_voxels, limit), kept_bytes(limit)
         whole = 4 * n * n_voxels
         held = min(whole, max(8 * block * n_voxels, kept))
-        host = held if device == "cpu" else 0
-        sizes = (n, n_voxels, n_components, given, block, held == whole, host, n_workers == 1)
+        sizes = (n, n_voxels, n_components, limit, block, held == whole, held, n_workers == 1)
         ways = {"gram": _by_gram, "iteration": _by_iteration}
         return [make(*sizes) for name, make in ways.items() if solver in ("auto", name)]
 
@@ -284,28 +303,37 @@ def plan_components(
 
 
 def _by_gram(
-    n: int, p: int, r: int, memory: int, block: int, kept: bool, held: int, alone: bool
+    n: int, p: int, r: int, budget: Budget, block: int, kept: bool, held: int, alone: bool
 ) -> ComponentsPlan:
+    imports, held, alone = _of_worker(budget, held, alone)
     tile = 8 * min(block, n) ** 2
     few = 8 * p * (3 * r + 3)
-    product = held + 2 * CENTERED_BYTES + 2 * tile
-    worker = IMPORT_BYTES + few + product
+    product = held + 2 * CENTERED_BYTES["cpu"] + 2 * tile
+    worker = imports + few + product
     here = IMPORT_BYTES + few + 8 * n * n + PANEL_BYTES + 8 * n * 16 * (r + SPARE_COLUMNS)
     here += product if alone else min(TILES_AHEAD * tile, 8 * n * n)
     disk = 8 * n * n + 4 * p * r
     return ComponentsPlan("gram", block, kept, 0, 0, here, worker, disk)
 
 
+def _of_worker(budget: Budget, held: int, alone: bool) -> tuple[int, int, bool]:
+    """A worker's imports, the rows that it holds in host memory, whether it is this process."""
+    if budget.device_bytes:
+        return GPU_IMPORT_BYTES, 0, False
+    return IMPORT_BYTES, held, alone
+
+
 def _by_iteration(
-    n: int, p: int, r: int, memory: int, block: int, kept: bool, held: int, alone: bool
+    n: int, p: int, r: int, budget: Budget, block: int, kept: bool, held: int, alone: bool
 ) -> ComponentsPlan:
+    imports, held, alone = _of_worker(budget, held, alone)
     width = r + SPARE_COLUMNS
     held += min(2 * CHUNK_BYTES, 16 * min(block, n) * p)
     fixed = 8 * p * (7 * width + 3) + 16 * n * ISOMETRIC_COLUMNS
-    room = memory - IMPORT_BYTES - fixed - held
+    room = budget.n_bytes - IMPORT_BYTES - fixed - held
     columns = max(r + 2 * width, min(16 * width, room // (8 * p)))
     isometric = min(ISOMETRIC_COLUMNS, columns, n)
-    worker = IMPORT_BYTES + held + 8 * p * max(2 * width + 3, isometric)
+    worker = imports + held + 8 * p * max(2 * width + 3, isometric)
     here = IMPORT_BYTES + fixed + 8 * p * columns + (held if alone else 0)
     disk = 4 * p * r + 4 * n * isometric
     return ComponentsPlan("iteration", block, kept, columns, isometric, here, worker, disk)
@@ -324,7 +352,7 @@ class LinkagePlan:
     micro_states
         Most micro-states; 0 where there are none.
     here_bytes
-        Projected peak memory of this process, imports included.
+        Projected peak memory of this process, imports included, or that of a worker's GPU.
     """
 
     kind: str
@@ -333,19 +361,22 @@ class LinkagePlan:
 
 
 def plan_linkage(n: int, method: str, budget: Budget) -> LinkagePlan:
-    """Plan how n volumes are joined within a memory.
+    """Plan how n volumes are joined within a memory: this process's, or that of a worker's GPU.
 
     Raises
     ------
     ResourceError
         Where not even their coordinates fit, with how many would.
     """
-    memory, in_pairs = budget.n_bytes, method not in ("kmeans", "hdbscan")
-    distances = IMPORT_BYTES + 4 * n * n + 4 * PANEL_BYTES
+    on_gpu, in_pairs = budget.device_bytes > 0, method not in ("kmeans", "hdbscan")
+    memory = budget.device_bytes or budget.n_bytes
+    # a GPU has the whole matrix, this process each pair once
+    start, pair = (0, 8) if on_gpu else (IMPORT_BYTES, 4)
+    distances = start + pair * n * n + 4 * PANEL_BYTES
     if distances <= memory and in_pairs:
         return LinkagePlan("distances", 0, distances)
     each = COORDINATE_COPIES * 8 * ISOMETRIC_COLUMNS
-    fixed = IMPORT_BYTES + 16 * PANEL_BYTES + 2**12
+    fixed = start + 16 * PANEL_BYTES + 2**12
     needed = fixed + n * each
     if needed <= memory and method in ("ward", "kmeans", "hdbscan"):
         return LinkagePlan("vectors", 0, needed)
@@ -355,11 +386,17 @@ def plan_linkage(n: int, method: str, budget: Budget) -> LinkagePlan:
     least, most = needed, (memory - fixed) // each
     if in_pairs:
         least = min(least, distances)
-        most = max(most, isqrt(max(memory - IMPORT_BYTES - 4 * PANEL_BYTES, 0) // 4))
+        most = max(most, isqrt(max(memory - start - 4 * PANEL_BYTES, 0) // pair))
     smaller = f"--sketch-size {most} or less, or " if most >= 2 else ""
     raise ResourceError(
-        f"Joining {n} volumes needs {least / GIB:.2f} GiB in this process; it may use "
-        f"{memory / GIB:.2f} GiB. Use {smaller}--memory-limit {-(-least // 2**20)}MiB or more."
+        f"Joining {n} volumes needs {least / GIB:.2f} GiB "
+        + ("of a GPU's memory" if on_gpu else "in this process")
+        + f"; it may use {memory / GIB:.2f} GiB. Use {smaller}"
+        + (
+            "CPUs, without --gpus."
+            if on_gpu
+            else f"--memory-limit {-(-least // 2**20)}MiB or more."
+        )
     )
 
 

@@ -154,33 +154,46 @@ def _tile(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Products of two blocks' rows minus the reference; with one block twice also its row sums."""
     read, reference = shared
-    left, same = read(*task[0]), task[0] == task[1]
-    right = left if same else read(*task[1])
+    left, (first, last) = read(*task[0]), task[1]
     xp = array_module(left)
-    tile, sums = xp.zeros((len(left), len(right))), xp.empty(len(reference))
-    ours = _Centered(left, xp.asarray(reference), len(left) + len(right))
-    theirs = None if same else _Centered(right, ours.mean, len(left) + len(right))
-    for start, stop in ours.spans:
-        some = ours(start, stop)
-        if theirs is not None:
-            tile += some @ theirs(start, stop).T
-        else:
+    mean, n_rows = xp.asarray(reference), len(left) + last - first
+    tile, ours = xp.zeros((len(left), last - first)), _Centered(left, mean, n_rows)
+    if task[0] == task[1]:
+        sums = xp.empty(len(mean))
+        for start, stop in ours.spans:
+            some = ours(start, stop)
             tile += some @ some.T
             sums[start:stop] = some.sum(0)
-    return to_host(tile), to_host(sums) if same else None
+        return to_host(tile), to_host(sums)
+    for a, b, right in _pieces(read, task[1]):
+        theirs = _Centered(right, mean, n_rows)
+        for start, stop in ours.spans:
+            tile[:, a - first : b - first] += ours(start, stop) @ theirs(start, stop).T
+    return to_host(tile), None
+
+
+def _pieces(read: Reader, span: Span) -> Iterator[tuple[int, int, Any]]:
+    """Parts of a block of rows as they arrive: a GPU multiplies one while the next is read."""
+    if hasattr(read, "pieces"):
+        yield from read.pieces(*span)
+    else:
+        yield *span, read(*span)
 
 
 class _Centered:
     """Rows (m, p) float32 minus a mean (p,), in float64, some columns at a time, in one buffer.
 
-    It takes as many columns at once as ``n_rows`` rows have in ``CENTERED_BYTES``.
+    It takes as many columns at once as ``n_rows`` rows have in ``CENTERED_BYTES``; parts of a block
+    take the same columns as the whole.
     """
 
     def __init__(self, rows: Any, mean: Any, n_rows: int) -> None:
         self.rows, self.mean = rows, mean
-        width = min(max(1024, CENTERED_BYTES // (8 * n_rows)), len(mean))
+        xp = array_module(rows)
+        n_bytes = CENTERED_BYTES["cpu" if xp is np else "cuda"]
+        width = min(max(1024, n_bytes // (8 * n_rows)), len(mean))
         self.spans = batches(len(mean), width)
-        self._place = array_module(rows).empty((len(rows), width))
+        self._place = xp.empty((len(rows), width))
 
     def __call__(self, start: int, stop: int) -> Any:
         """Centered columns start..stop, which the next call overwrites."""
@@ -193,7 +206,7 @@ def _center(matrix: np.ndarray) -> np.ndarray:
     """Center a Gram matrix in place: that of the rows minus their mean."""
     shift = matrix.mean(0)
     shift -= shift.mean() / 2
-    for start, stop in batches(len(matrix), max(1, CENTERED_BYTES // matrix[:1].nbytes)):
+    for start, stop in batches(len(matrix), max(1, CENTERED_BYTES["cpu"] // matrix[:1].nbytes)):
         matrix[start:stop] -= shift[start:stop, None] + shift  # the same both ways
     return matrix
 

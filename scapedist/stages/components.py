@@ -21,7 +21,7 @@ from scapedist.analysis.passes import (
 from scapedist.backend import one_numpy_thread
 from scapedist.errors import InputError, RunError
 from scapedist.files.mrc import write_map
-from scapedist.plan import ComponentsPlan, batches, kept_bytes, plan_components
+from scapedist.plan import BLOCK_SHARE, ComponentsPlan, batches, kept_bytes, plan_components
 from scapedist.settings import BESIDE, PcaSettings
 from scapedist.stages.distances import StoredGram, eigenpairs, store_gram
 from scapedist.stages.stored_rows import StoredRows, forget_rows, stored_rows, volume_of
@@ -100,14 +100,14 @@ def find_components(
     """
     device = workers.device
     members = np.flatnonzero(included)
-    rows = stored_rows(store, settings, members, device, kept_bytes(workers.budget, device))
+    budget = workers.budget_of_each()
+    rows = stored_rows(store, settings, members, device, kept_bytes(budget))
     plan = plan_components(
         len(members),
         rows.n_voxels,
         settings.components,
-        workers.budget,
+        budget,
         workers.n_workers,
-        device,
         settings.solver,
     )
     block = plan.block_rows
@@ -122,7 +122,7 @@ def find_components(
     own_norms = norms  # as distances between sketch volumes take them
     if of_all is not None:
         found, how = of_all(fitted.vectors)
-        fitted, norms = _on_the_sketch(found, settings.components, rows, block)
+        fitted, norms = _on_the_sketch(found, settings.components, rows, block, compute)
     n, r = len(included), len(fitted.variance)
     coordinates, all_norms = np.empty((n, r)), np.empty(n)
     coordinates[members], all_norms[members] = fitted.coordinates, norms
@@ -141,6 +141,7 @@ def find_components(
     store.write("sketch/coordinates", coordinates, ("volume", "component"))
     store.write("sketch/residual", residual, ("volume",))
     forget_rows()
+    workers.everywhere(forget_rows)
     _traverse(store, fitted, members)
     return {
         "components": r,
@@ -153,12 +154,12 @@ def find_components(
 
 
 def _on_the_sketch(
-    found: Subspace, n_components: int, rows: StoredRows, block: int
+    found: Subspace, n_components: int, rows: StoredRows, block: int, compute: gram.Run
 ) -> tuple[gram.Components, np.ndarray]:
     """Components of all particles with the sketch's coordinates on them, and the squared norms."""
     r = min(n_components, len(found.vectors))
     vectors, n = found.vectors[:r], len(rows.members)
-    coordinates, norms = coordinates_of(rows, n, block, found.mean, vectors, _on_one_thread)
+    coordinates, norms = coordinates_of(rows, n, block, found.mean, vectors, compute)
     ratio = found.variance[:r] / found.total_variance
     return gram.Components(found.mean, vectors, found.variance[:r], ratio, coordinates), norms
 
@@ -250,7 +251,15 @@ def _eigenpairs_by(
     if workers.device == "cpu":  # nothing needs to be sent
         return leading_eigenpairs
     stored = StoredGram(store.reader, workers.device)
-    return lambda _, n: workers.call(eigenpairs, stored, n)
+
+    def find(matrix: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        workers.everywhere(forget_rows)  # the matrix takes their place
+        if matrix.nbytes > BLOCK_SHARE * workers.budget_of_each().device_bytes:
+            return leading_eigenpairs(matrix, n)
+        found: tuple[np.ndarray, np.ndarray] = workers.call(eigenpairs, stored, n)
+        return found
+
+    return find
 
 
 def _traverse(store: RunStore, fitted: gram.Components, members: np.ndarray) -> None:

@@ -149,9 +149,8 @@ def plan_whole(
         len(particles),
         n_voxels,
         settings.components,
-        workers.budget,
+        workers.budget_of_each(),
         max(workers.n_workers, 2),
-        workers.device,
         "iteration",
     )
     width = settings.components + SPARE_COLUMNS

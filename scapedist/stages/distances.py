@@ -16,7 +16,7 @@ from scapedist import backend
 from scapedist.analysis import gram, linkage
 from scapedist.analysis.eigen import leading_eigenpairs
 from scapedist.errors import ResourceError
-from scapedist.plan import PANEL_BYTES, batches
+from scapedist.plan import BLOCK_SHARE, PANEL_BYTES, batches
 from scapedist.store import Reader, RunStore, read_rows
 
 if TYPE_CHECKING:
@@ -110,23 +110,31 @@ class StoredGram:
     reader: Reader
     device: str
 
-    def read(self) -> gram.Gram:
-        """The Gram matrix on the device; the mean is not read."""
-        matrix = self.reader.read("components/gram")
-        return gram.Gram(backend.to_device(matrix, self.device), np.zeros(0))
-
-    def apply(self, block: np.ndarray) -> np.ndarray:
-        """The Gram matrix times a block (n, b) float64, some rows at a time, on the CPU."""
+    def read(self) -> Any:
+        """The matrix (n, n) float64 on the device, to which it goes some rows at a time."""
         array = self.reader.array("components/gram")
-        product = np.empty_like(block)
+        if self.device == "cpu":
+            return read_rows(array)
+        matrix = backend.empty(array.shape, self.device)
+        for start, stop in batches(len(matrix), array.chunks[0]):
+            matrix[start:stop] = self._rows(array, start, stop)
+        return matrix
+
+    def _rows(self, array: zarr.Array, start: int, stop: int) -> Any:
+        return backend.to_device(read_rows(array, slice(start, stop)), self.device)
+
+    def apply(self, block: Any) -> Any:
+        """The Gram matrix times a block (n, b) float64 on the device, some rows at a time."""
+        array = self.reader.array("components/gram")
+        product = backend.array_module(block).empty(block.shape)
         for start, stop in batches(len(block), array.chunks[0]):
-            product[start:stop] = read_rows(array, slice(start, stop)) @ block
+            product[start:stop] = self._rows(array, start, stop) @ block
         return product
 
 
 def eigenpairs(stored: StoredGram, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The n largest eigenvalues, descending, and eigenvectors of a stored Gram matrix."""
-    values, vectors = leading_eigenpairs(stored.read().matrix, n)
+    values, vectors = leading_eigenpairs(stored.read(), n)
     return backend.to_host(values), backend.to_host(vectors)
 
 
@@ -148,11 +156,19 @@ class StoredPoints:
         if "components/gram" in self.reader:
             stored = StoredGram(self.reader, self.device)
             n = self.reader.array("components/gram").shape[0]
-            apply = stored.read().matrix.__matmul__ if self.device != "cpu" else stored.apply
             to_device = partial(backend.to_device, device=self.device)
+            apply = stored.read().__matmul__ if self._has_room(n) else stored.apply
             return gram.isometric_coordinates(apply, n, to_device)
         found = self.reader.read("components/isometric")
         return backend.to_device(found.astype(np.float64), self.device)
+
+    def _has_room(self, n: int) -> bool:
+        """Whether a GPU can hold the whole Gram matrix beside the coordinates."""
+        if self.device == "cpu":
+            return False
+        from scapedist.model.field import free_bytes
+
+        return 8 * n * n <= BLOCK_SHARE * free_bytes(self.device)
 
 
 def link(source: StoredGram | np.ndarray, method: str) -> np.ndarray:
@@ -171,7 +187,7 @@ def link(source: StoredGram | np.ndarray, method: str) -> np.ndarray:
     """
     try:
         if isinstance(source, StoredGram):
-            source = gram.into_squared_distances(source.read().matrix)
+            source = gram.into_squared_distances(source.read())
         return linkage.link(source, method)
     except MemoryError as error:
         raise ResourceError(
@@ -188,6 +204,20 @@ def ward(stored: StoredPoints, product_bytes: int) -> np.ndarray:
 def kmeans(stored: StoredPoints, n_states: int, seed: int) -> np.ndarray:
     """Groups (n,) int32 of the volumes by k-means on their isometric coordinates."""
     return backend.kmeans(stored.read(), n_states, seed, 300, n_starts=10)[1]
+
+
+def two_level(
+    stored: StoredPoints, method: str, n_micro: int, product_bytes: int, seed: int
+) -> linkage.TwoLevel:
+    """Linkage of the volumes by way of micro-states, from their coordinates."""
+    points = stored.read()
+
+    def nearest(centers: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distance and number of the center nearest to each point, where the points are."""
+        there = backend.to_device(centers, stored.device)
+        return backend.nearest_by_products(there, points, product_bytes)
+
+    return linkage.two_level(backend.to_host(points), method, n_micro, nearest, seed)
 
 
 def hdbscan(stored: StoredPoints, least: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import numpy as np
 from scapedist.analysis import linkage
 from scapedist.analysis import states as maths
 from scapedist.analysis.mask import Mask
-from scapedist.backend import nearest_by_products
 from scapedist.errors import InputError
 from scapedist.files.mrc import write_map
 from scapedist.files.particle_lists import write_state_particles
@@ -29,7 +27,6 @@ LEAST_DENSE = 5
 """Smallest dense group: 5 volumes or 1 % of all, whichever is more."""
 PRODUCT_PANELS = 16
 """Number of panels of distances that a search for nearest groups holds."""
-nearest_in_panels = partial(nearest_by_products, product_bytes=PRODUCT_PANELS * PANEL_BYTES // 2)
 
 
 def find_states(
@@ -127,7 +124,7 @@ def _grouped(store: RunStore, settings: StatesSettings, workers: Workers) -> _Gr
     """Group the volumes as the settings say, in the memory that there is."""
     near, points = one_of(workers), StoredPoints(store.reader, workers.device)
     n = store.array("components/squared_norm").shape[0]
-    plan = plan_linkage(n, settings.linkage, workers.budget)
+    plan = plan_linkage(n, settings.linkage, workers.budget_of_each())
     if settings.linkage == "hdbscan":
         labels = near.call(distances.hdbscan, points, max(LEAST_DENSE, n // 100))
         if labels.max() < 0:
@@ -158,8 +155,13 @@ def _grouped(store: RunStore, settings: StatesSettings, workers: Workers) -> _Gr
             f"{settings.states} states were asked for. Use --states {plan.micro_states} or less, "
             "or a larger --memory-limit."
         )
-    both = linkage.two_level(
-        points.read(), settings.linkage, plan.micro_states, nearest_in_panels, settings.seed
+    both = near.call(
+        distances.two_level,
+        points,
+        settings.linkage,
+        plan.micro_states,
+        PRODUCT_PANELS * PANEL_BYTES // 2,
+        settings.seed,
     )
     how = f"{len(both.tree) + 1} micro-states (k-means on isometric coordinates), then linkage"
     return _Grouped(both.cut(settings.states), how, both.tree, both.micro)

@@ -20,6 +20,8 @@ FULL, MASKED, PILOT, QUALITY = "volumes/0", "volumes/masked", "volumes/pilot", "
 """Arrays of volumes: the sketch's, whole or masked; a mask's pilot; the quality check's."""
 READ_BYTES = 16 * 2**20
 """Approximate bytes of the blocks in which volumes are read."""
+PIECE_BYTES = 256 * 2**20
+"""Bytes of a block that go to a GPU at once, while it works on those before."""
 LEAST_BLOCKS = 2
 """Number of blocks that a process keeps in any case: those of the tile it computes."""
 
@@ -57,17 +59,36 @@ class StoredRows:
 
     def __call__(self, start: int, stop: int) -> Any:
         """Masked voxels (stop - start, n_voxels) float32 of members start..stop, on the device."""
+        for _ in self.pieces(start, stop):
+            pass
+        return _kept(self).blocks[start, stop]
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, Any]]:
+        """Yield parts of the rows start..stop, each with its span, as they arrive on the device.
+
+        Rows that are kept, and those of the CPU, are one part. A GPU works on one part while the
+        next is read.
+        """
         blocks = _kept(self).blocks
-        if (start, stop) not in blocks:
-            held = 4 * self.n_voxels * (stop - start + sum(b - a for a, b in blocks))
-            while len(blocks) >= LEAST_BLOCKS and held > self.kept_bytes:
-                a, b = next(iter(blocks))
-                held -= 4 * self.n_voxels * (b - a)
-                del blocks[a, b]
-            found = self.of(self.main, self.members[start:stop])
-            blocks[start, stop] = backend.to_device(found, self.device)
-        blocks[start, stop] = blocks.pop((start, stop))  # the last one used is the last to go
-        return blocks[start, stop]
+        if (start, stop) in blocks:
+            blocks[start, stop] = blocks.pop((start, stop))  # the last one used is the last to go
+            yield start, stop, blocks[start, stop]
+            return
+        held = 4 * self.n_voxels * (stop - start + sum(b - a for a, b in blocks))
+        while len(blocks) >= LEAST_BLOCKS and held > self.kept_bytes:
+            a, b = next(iter(blocks))
+            held -= 4 * self.n_voxels * (b - a)
+            del blocks[a, b]
+        if self.device == "cpu":
+            blocks[start, stop] = self.of(self.main, self.members[start:stop])
+            yield start, stop, blocks[start, stop]
+            return
+        block = backend.empty((stop - start, self.n_voxels), self.device, np.float32)
+        for a, b in batches(stop - start, max(1, PIECE_BYTES // (4 * max(self.n_voxels, 1)))):
+            found = self.of(self.main, self.members[start + a : start + b])
+            block[a:b] = backend.to_device(found, self.device)
+            yield start + a, start + b, block[a:b]
+        blocks[start, stop] = block
 
     def of(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Masked voxels (m, n_voxels) float32 of rows (m,) of an array of volumes."""

@@ -84,10 +84,9 @@ def write_batch(writing: Writing, task: tuple[str, int, int]) -> dict[str, Any]:
             kept = volume if mask is None else mask.rows_of(volume)
             counted = [density_percentile(volume)]
             if mask is not None and writing.threshold is not None:
-                every, own = volume[volume >= writing.threshold], kept[kept >= writing.threshold]
-                counted.append(len(every) - len(own))
-                total = every.sum(dtype=np.float64)
-                counted.append(1 - own.sum(dtype=np.float64) / xp.maximum(total, 1e-300))
+                every, own = (_claimed(array, writing.threshold) for array in (volume, kept))
+                counted.append(every[0] - own[0])
+                counted.append(1 - own[1] / xp.maximum(every[1], 1e-300))
             numbers = xp.stack([xp.asarray(number, np.float64) for number in counted])
             outbox.put((kept, numbers), partial(_write, array, row))
         numbers = np.array(outbox.results())
@@ -99,6 +98,12 @@ def write_batch(writing: Writing, task: tuple[str, int, int]) -> dict[str, Any]:
         "outside": numbers[:, 1:2].ravel().astype(int).tolist(),
         "escaped": numbers[:, 2:].ravel().tolist(),
     }
+
+
+def _claimed(densities: Any, threshold: float) -> tuple[Any, Any]:
+    """Number and sum of the densities that are at least a threshold; a GPU is not waited for."""
+    claimed = densities >= threshold
+    return claimed.sum(), (densities * claimed).sum(dtype=np.float64)
 
 
 def _write(array: zarr.Array, row: int, values: np.ndarray, counted: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scapedist.errors import InputError, ResourceError
-from scapedist.plan import GIB, IMPORT_BYTES
+from scapedist.plan import GIB, import_bytes
 from scapedist.workers.distributed import Distributed
 from scapedist.workers.serial import Serial, available_cores, one_thread
 from scapedist.workers.start import GivenScheduler, LocalProcesses, stop_forkserver
@@ -83,16 +83,17 @@ def open_workers(
         return Distributed(replace(start, memory_limit=memory_limit or start.memory_limit))
     if scheduler is not None:
         return Distributed(replace(_given(scheduler, gpus), memory_limit=memory_limit))
+    n = available_cores() if n_workers is None else n_workers
+    least = import_bytes("cpu" if gpus is None else "cuda")
+    if (gpus is not None or n > 1) and memory_limit is not None and memory_limit < least:
+        raise ResourceError(
+            f"A worker takes {least / GIB:.2f} GiB before its first batch; it may use "
+            f"{memory_limit / GIB:.2f} GiB. Use --memory-limit {2 * least / GIB:.1f}GiB."
+        )
     if gpus is not None:
         from scapedist.workers.gpus import local_gpus
 
         return Distributed(local_gpus(gpus, memory_limit))
-    n = available_cores() if n_workers is None else n_workers
-    if n > 1 and memory_limit is not None and memory_limit < IMPORT_BYTES:
-        raise ResourceError(
-            f"A worker takes {IMPORT_BYTES / GIB:.2f} GiB before its first batch; it may use "
-            f"{memory_limit / GIB:.2f} GiB. Use --memory-limit {2 * IMPORT_BYTES / GIB:.1f}GiB."
-        )
     if n < 1:
         raise InputError(f"There is at least one worker. --workers is {n}.")
     if n == 1:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from scapedist.errors import InputError, ResourceError
-from scapedist.plan import GIB, IMPORT_BYTES
+from scapedist.plan import GIB, import_bytes
 from scapedist.workers.batch_systems import kubernetes_pods, slurm_jobs
 from scapedist.workers.cluster_keys import (
     KINDS,
@@ -146,7 +146,8 @@ def _value(path: Path, name: str, value: Any, rule: Rule) -> Any:
 def _check(path: Path, settings: Settings) -> None:
     """Refuse values that their keys allow but that contradict one another."""
     if isinstance(settings, Cpus | Gpus) and settings.memory_limit is not None:
-        _check_memory(path, "memory_limit", settings.memory_limit, 1)
+        device = "cpu" if isinstance(settings, Cpus) else "cuda"
+        _check_memory(path, "memory_limit", settings.memory_limit, 1, device)
     if isinstance(settings, Slurm):
         given, gpus = settings.workers_per_job, settings.gpus_per_job
         if not given and not gpus:
@@ -159,7 +160,8 @@ def _check(path: Path, settings: Settings) -> None:
                 f"There is one worker a GPU. In {path} workers_per_job is {given} and gpus_per_job "
                 f"{gpus}. Leave out workers_per_job."
             )
-        _check_memory(path, "memory", settings.memory, settings.workers_of_a_job)
+        device = "cuda" if gpus else "cpu"
+        _check_memory(path, "memory", settings.memory, settings.workers_of_a_job, device)
     if isinstance(settings, Scheduler):
         if (settings.address is None) == (settings.file is None):
             found = "neither" if settings.file is None else "both"
@@ -179,10 +181,11 @@ def _check(path: Path, settings: Settings) -> None:
         )
 
 
-def _check_memory(path: Path, name: str, size: int, n_workers: int) -> None:
-    if size < n_workers * IMPORT_BYTES:
+def _check_memory(path: Path, name: str, size: int, n_workers: int, device: str) -> None:
+    least = import_bytes(device)
+    if size < n_workers * least:
         raise ResourceError(
-            f"A worker takes {IMPORT_BYTES / GIB:.2f} GiB before its first batch. In {path} "
+            f"A worker takes {least / GIB:.2f} GiB before its first batch. In {path} "
             f"{name} is {size / GIB:.2f} GiB for {n_workers} of them. Give "
-            f"{2 * n_workers * IMPORT_BYTES / GIB:.1f}GiB."
+            f"{2 * n_workers * least / GIB:.1f}GiB."
         )

@@ -8,12 +8,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from scapedist.backend import device_lost
 from scapedist.errors import ResourceError
-from scapedist.workers.serial import Serial, Task, Work, attempt, one_thread
+from scapedist.workers.serial import Serial, Task, Work, attempt, attempt_call, one_thread
 from scapedist.workers.start import Start
 
 TASKS_AHEAD = 16
@@ -100,9 +101,12 @@ class Distributed(Serial):
 
     def _wait(self, wanted: int = 1) -> None:
         """Wait for the workers wanted, as long as their start allows; refuse where none comes."""
-        with contextlib.suppress(TimeoutError):
+        late = False
+        try:
             self._client.wait_for_workers(max(wanted, 1), timeout=self._start.seconds)
-        if not self._count():
+        except TimeoutError:
+            late = True
+        if not self._count() and late:
             raise self._gone()
 
     def _gone(self) -> ResourceError:
@@ -112,9 +116,10 @@ class Distributed(Serial):
         )
 
     def _count(self) -> int:
-        """Number of workers now, as a scheduler's come and go."""
-        self.n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
-        return self.n_workers
+        """Number of workers that the scheduler has now, as they come and go."""
+        there = len(self._client.nthreads())  # what the client remembers can be of another moment
+        self.n_workers = max(there, 1)
+        return there
 
     def check_files(self, paths: Sequence[str | Path]) -> None:
         """Refuse where a worker does not see a file or directory that it will need.
@@ -138,6 +143,8 @@ class Distributed(Serial):
     def run(self, work: Work, shared: Any, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """Yield (task's number, result) as they are done; a dead worker's tasks are done again."""
         left = dict(enumerate(tasks))
+        if not left:
+            return
         for loss in range(MOST_LOSSES + 1):
             try:
                 for number, result in self._run(work, shared, left):
@@ -178,14 +185,24 @@ class Distributed(Serial):
             for future, result in done:
                 held.discard(future)
                 if len(held) <= ahead // 2:
-                    ahead = TASKS_AHEAD * max(self._count(), 1)
-                    fresh = more(ahead - len(held))
+                    self._count()
+                    ahead = TASKS_AHEAD * self.n_workers
+                    fresh = more(max(ahead - len(held), 0))
                     held.update(fresh)
                     done.update(fresh)
                 if isinstance(result, CancelledError):
                     if watch.abandoned:
                         raise self._gone()
                     raise _Lost  # with the last worker that held what is shared
+                if isinstance(result, _Broken):
+                    self._dismiss(result)
+                    again = number.pop(future.key)
+                    future.release()
+                    waiting = chain([(again, tasks[again])], waiting)
+                    fresh = more(1)
+                    held.update(fresh)
+                    done.update(fresh)
+                    continue
                 yield number.pop(future.key), result
                 future.release()
         except KilledWorker as error:
@@ -197,11 +214,37 @@ class Distributed(Serial):
             watch.stop()
             client.cancel(list(held), force=True)
 
+    def _dismiss(self, broken: _Broken) -> None:
+        """Let a worker go whose GPU answers no more; refuse where it was the last one."""
+        others = [address for address in self._client.nthreads() if address != broken.worker]
+        if not others:
+            raise ResourceError(
+                f"The GPU of the last worker, {broken.worker}, answers no more ({broken.why}). "
+                "Look at `nvidia-smi` on its machine, and give the same command again on another "
+                "GPU: what is complete is kept."
+            )
+        if broken.worker in self._client.nthreads():
+            self._client.retire_workers([broken.worker], close_workers=True, remove=True)
+        self._count()
+
     def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run one call on a worker if workers are local or have a GPU, else in this process."""
         if not self.local and self.device == "cpu":
             return work(*arguments)
-        return self.connected().submit(work, *arguments, pure=False).result()
+        from distributed.scheduler import KilledWorker
+
+        future = self.connected().submit(attempt_call, work, arguments, pure=False)
+        try:
+            return future.result()
+        except KilledWorker as error:
+            raise ResourceError(
+                f"A worker died several times over one step of the analysis ({error}). It may lack "
+                "host memory: use a larger --memory-limit, or a smaller --sketch-size."
+            ) from None
+
+    def everywhere(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Results of one call in each worker's process."""
+        return list(self.connected().run(work, *arguments).values())
 
     def close(self) -> None:
         """Release the client, and the workers where they are our own."""
@@ -249,9 +292,23 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+class _Broken(NamedTuple):
+    """A worker whose GPU answers no more, and what its driver said: the result of such a task."""
+
+    worker: str
+    why: str
+
+
 def _on_one_thread(task: Task, work: Work, shared: Any) -> Any:
     with one_thread():
-        return attempt(work, shared, task)
+        try:
+            return attempt(work, shared, task)
+        except Exception as error:
+            if not device_lost(error):
+                raise
+            from distributed import get_worker
+
+            return _Broken(get_worker().address, str(error).partition("\n")[0][:200])
 
 
 def _missing(paths: Sequence[str]) -> list[str]:

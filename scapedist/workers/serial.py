@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,6 +44,12 @@ class Serial:
         """Memory that a process may use: the limit, or most of what this machine has."""
         return budget_of(self.memory_limit)
 
+    def budget_of_each(self) -> Budget:
+        """The budget, with the least that is free on a worker's GPU; the workers are asked now."""
+        if self.device == "cpu":
+            return self.budget
+        return replace(self.budget, device_bytes=min(self.everywhere(_free_bytes, self.device)))
+
     def begin(self) -> None:
         """Start the workers in the background; without it they start when they are first needed."""
 
@@ -60,6 +67,10 @@ class Serial:
     def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run one call in a process that has torch and the device."""
         return work(*arguments)
+
+    def everywhere(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Results of one call in each worker's process."""
+        return [work(*arguments)]
 
     def check_files(self, paths: Sequence[str | Path]) -> None:
         """Refuse where a worker cannot read what it will need."""
@@ -88,9 +99,25 @@ def attempt(work: Work, shared: Any, task: Task) -> Any:
             raise
         found = str(error).partition("\n")[0] or type(error).__name__
         raise ResourceError(
-            f"A batch must fit a worker's memory. One did not ({found[:200]}). Use a smaller "
-            "--batch-size or --box-size, fewer --workers, or a machine with more memory."
+            f"A worker's memory must hold what it computes. It did not ({found[:200]}). Use a "
+            "smaller --batch-size, --box-size or --sketch-size, fewer --workers, or a machine with "
+            "more memory."
         ) from None
+
+
+def _free_bytes(device: str) -> int:
+    from scapedist.model.field import free_bytes
+
+    return free_bytes(device)
+
+
+def attempt_call(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """The result of one call; where its memory does not suffice, an error that says so."""
+    return attempt(_spread, work, arguments)
+
+
+def _spread(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return work(*arguments)
 
 
 def budget_of(memory_limit: int | None) -> Budget:

@@ -171,6 +171,72 @@ def who(seconds, task):
     return get_worker().address
 
 
+def test_most_workers_leave_while_tasks_are_ahead(scheduler):
+    """More tasks are with the scheduler than those that stay are given: none is lost or twice."""
+    scheduler.scale(4)
+    with Distributed(GivenScheduler(where=scheduler.scheduler_address)) as workers:
+        scheduler.wait_for_workers(4)
+        results = workers.run(times, 3, list(range(400)))
+        found = [next(results) for _ in range(8)]
+        assert workers.n_workers == 4
+        scheduler.scale(1)
+        found += results
+        assert sorted(found) == [(task, 3 * task) for task in range(400)]
+        assert workers.n_workers == 1
+
+
+@pytest.mark.slow
+def test_very_many_small_tasks(two):
+    """Neither the scheduler nor this process keeps anything of a task that is done."""
+    n, sizes, total = 100_000, [], 0
+    for done, (_, result) in enumerate(two.run(product, 1, list(range(n))), 1):
+        total += result
+        if done % 10_000 == 0:
+            sizes.append(psutil.Process().memory_info().rss)  # the scheduler is in this process
+            known = two.connected().run_on_scheduler(
+                lambda dask_scheduler: len(dask_scheduler.tasks)
+            )
+            assert known <= TASKS_AHEAD * two.n_workers + 2
+    assert total == n * (n - 1) // 2
+    assert sizes[-1] - sizes[1] < 2 * n  # two bytes a task
+
+
+def product(factor, task):
+    return factor * task
+
+
+def test_a_worker_whose_card_fell_off_stand_in(scheduler, tmp_path):
+    """Its batches go to the others, and it gets no more; CUDA's own words stand for the card."""
+    scheduler.scale(2)
+    with Distributed(GivenScheduler(where=scheduler.scheduler_address)) as workers:
+        scheduler.wait_for_workers(2)
+        first = sorted(workers.connected().nthreads())[0]
+        found = workers.gather(without_card, [first], list(range(100)))
+        assert found == [task**2 for task in range(100)]
+        assert first not in workers.connected().nthreads()
+        assert workers.n_workers == 1
+
+
+def test_the_last_worker_s_card_fell_off_stand_in(scheduler):
+    scheduler.scale(1)
+    with Distributed(GivenScheduler(where=scheduler.scheduler_address)) as workers:
+        only = list(workers.connected().nthreads())
+        with pytest.raises(
+            ResourceError,
+            match=r"GPU of the last worker, \S+, answers no more \(CUDA error: unspec",
+        ):
+            workers.gather(without_card, only, [1, 2, 3])
+
+
+def without_card(lost, task):
+    time.sleep(0.01)
+    if get_worker().address in lost:
+        raise RuntimeError(
+            "CUDA error: unspecified launch failure\nCompile with TORCH_USE_CUDA_DSA"
+        )
+    return task**2
+
+
 def test_a_scheduler_that_cannot_be_reached():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens there

@@ -96,12 +96,13 @@ def test_a_scheduler(file, tmp_path):
 
 def test_slurm_in_full(file, tmp_path):
     path = file(
-        JOBS + "gpus_per_job: 4\nqueue: gpu\naccount: 1234\ninterface: ib0\nwait_minutes: 0.5\n"
+        JOBS.replace("8GiB", "16GiB")
+        + "gpus_per_job: 4\nqueue: gpu\naccount: 1234\ninterface: ib0\nwait_minutes: 0.5\n"
         "directives: [--constraint=a100]\nprologue:\n  - module load cuda\nshared_directory: keys\n"
     )
     assert read_settings(path) == Slurm(
         jobs=2,
-        memory=8 * GIB,
+        memory=16 * GIB,
         walltime="01:00:00",
         gpus_per_job=4,
         queue="gpu",

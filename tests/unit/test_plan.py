@@ -1,6 +1,7 @@
 """The arithmetic of a run: batches, what fits, and what a refusal tells."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -9,14 +10,20 @@ from scapedist.plan import (
     BATCH_VOLUMES,
     BLOCK_BYTES,
     GIB,
+    GPU_IMPORT_BYTES,
+    IMPORT_BYTES,
     TILE_BYTES,
+    UNLIMITED,
     Budget,
     DecodePlan,
     batches,
     block_rows,
     check_disk,
+    kept_bytes,
     parse_bytes,
+    plan_components,
     plan_decode,
+    plan_linkage,
     worker_bytes,
 )
 
@@ -75,8 +82,8 @@ def test_a_limit_that_is_too_small_names_one_that_suffices(n_weights):
 
 
 def test_block_rows():
-    assert block_rows(162_210) * 162_210 * 8 <= BLOCK_BYTES["cpu"]
-    assert (block_rows(162_210) + 1) * 162_210 * 8 > BLOCK_BYTES["cpu"]
+    assert block_rows(162_210) * 162_210 * 8 <= BLOCK_BYTES
+    assert (block_rows(162_210) + 1) * 162_210 * 8 > BLOCK_BYTES
     assert block_rows(162_210, Budget(4 * GIB)) > block_rows(162_210, Budget(GIB)) > 1
     assert block_rows(10**9, Budget(2**20)) == 1  # one row at least
     assert block_rows(0) >= 1
@@ -85,8 +92,9 @@ def test_block_rows():
 def test_a_tile_of_the_gram_matrix_stays_small():
     """However few voxels there are: workers send tiles, and some wait to be put in place."""
     for device, n_bytes in TILE_BYTES.items():
-        assert 0.99 * n_bytes < 8 * block_rows(10, device=device) ** 2 <= n_bytes
-        assert 8 * block_rows(10, Budget(64 * GIB), device) ** 2 <= n_bytes
+        free = 0 if device == "cpu" else 80 * GIB
+        for budget in (Budget(2**63, False, free), Budget(64 * GIB, True, free)):
+            assert 0.99 * n_bytes < 8 * block_rows(10, budget) ** 2 <= n_bytes
 
 
 def test_disk_is_checked():
@@ -128,5 +136,40 @@ def test_a_gpu_takes_more_at_a_time():
     made = plan_decode(500, 128, 549_000, 3_300_000, 0, 4, device="cuda")
     assert made.batch_size == BATCH_VOLUMES["cuda"]
     # host memory holds a volume at a time, not the batch
-    assert made.worker_bytes == worker_bytes(1, 128, 549_000, 3_300_000, 0)
-    assert block_rows(162_210, device="cuda") > 10 * block_rows(162_210)
+    assert made.worker_bytes == worker_bytes(1, 128, 549_000, 3_300_000, 0, "cuda")
+    assert made.worker_bytes > GPU_IMPORT_BYTES
+
+
+@pytest.mark.parametrize("host", [Budget(16 * GIB), UNLIMITED])
+def test_a_gpu_holds_blocks_by_its_own_memory_whatever_the_host_s(host):
+    card = replace(host, device_bytes=64 * GIB)
+    assert kept_bytes(card) == 32 * GIB
+    assert block_rows(162_210, card) > 10 * block_rows(162_210)
+    # what a pass over 50,000 volumes of the paper's mask reads again is what does not fit
+    assert 4 * 50_000 * 162_210 - kept_bytes(card) < 0.01 * kept_bytes(card)
+    small = replace(host, device_bytes=4 * GIB)
+    assert 8 * 162_210 * block_rows(162_210, small) <= 2 * GIB
+
+
+def test_a_worker_with_a_gpu_is_never_this_process():
+    limit = Budget(16 * GIB, True, 64 * GIB)
+    plan = plan_components(5000, 160_000, 20, limit, n_workers=1)
+    assert plan.worker_bytes > GPU_IMPORT_BYTES
+    assert plan.here_bytes < IMPORT_BYTES + 2 * 8 * 5000**2 + 2 * GIB
+    with pytest.raises(ResourceError, match="in one process"):
+        plan_components(5000, 160_000, 20, Budget(2 * GIB, True, 64 * GIB), n_workers=8)
+
+
+@pytest.mark.parametrize(
+    ("n", "card", "kind"),
+    [(50_000, 64, "distances"), (60_000, 20, "two-level"), (100_000, 64, "two-level")],
+)
+def test_linkage_on_a_gpu_goes_by_its_memory(n, card, kind):
+    """The host's, of 16 GiB here, does not count: the matrix goes there some rows at a time."""
+    plan = plan_linkage(n, "average", Budget(16 * GIB, True, card * GIB))
+    assert plan.kind == kind
+    assert plan.here_bytes <= card * GIB
+    if kind == "distances":
+        assert plan.here_bytes >= 8 * n * n
+    with pytest.raises(ResourceError, match=r"GiB of a GPU's memory; it may use 0\.50 GiB.*--gpus"):
+        plan_linkage(n, "average", Budget(64 * GIB, True, GIB // 2))
