@@ -291,17 +291,20 @@ def hdbscan(points: Any, least: int) -> np.ndarray:
     ----------
     points
     least
-        Smallest number of points of a group; as many neighbours, up to ``MOST_NEIGHBOURS``, tell
-        how dense it is around a point.
+        Smallest number of points of a group; as many points, up to ``MOST_NEIGHBOURS`` and the
+        point itself, tell how dense it is around a point.
     """
-    options = {"min_cluster_size": least, "min_samples": min(least, MOST_NEIGHBOURS)}
+    neighbours = min(least - 1, MOST_NEIGHBOURS)
     if array_module(points) is not np:
         from cuml.cluster import HDBSCAN as DeviceHDBSCAN
 
-        return to_host(DeviceHDBSCAN(**options).fit_predict(points)).astype(np.int32)
+        model = DeviceHDBSCAN(min_cluster_size=least, min_samples=neighbours)
+        return to_host(model.fit_predict(points)).astype(np.int32)
     from sklearn.cluster import HDBSCAN
 
-    labels: np.ndarray = HDBSCAN(**options, copy=True).fit_predict(points)
+    # scikit-learn counts the point itself, too
+    model = HDBSCAN(min_cluster_size=least, min_samples=neighbours + 1, copy=True)
+    labels: np.ndarray = model.fit_predict(points)
     return labels.astype(np.int32)
 
 

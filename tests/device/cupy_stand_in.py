@@ -324,7 +324,9 @@ def _cuml() -> dict[str, ModuleType]:
         def __init__(self, *, min_cluster_size: int = 5, min_samples: int | None = None) -> None:
             if not 1 <= (min_samples or min_cluster_size) <= 1023:
                 raise ValueError("min_samples must be at most 1023")
-            self._of = theirs.HDBSCAN(min_cluster_size, min_samples, copy=True)
+            # scikit-learn counts the point itself, too
+            neighbours = min_cluster_size if min_samples is None else min_samples
+            self._of = theirs.HDBSCAN(min_cluster_size, min_samples=neighbours + 1, copy=True)
 
         def fit_predict(self, X: ndarray) -> Any:  # noqa: N803
             return device_array(self._of.fit_predict(X._held))
@@ -408,6 +410,10 @@ class StandInGpu(Serial):
     def __init__(self, n_workers: int = 2, memory_limit: int | None = None) -> None:
         super().__init__("cuda", memory_limit)
         self.n_workers = n_workers
+
+    def connected(self) -> StandInGpu:
+        """Itself: there is nothing to connect to."""
+        return self
 
     def run(self, work: Any, shared: Any, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Yield (task's number, result), each task in the worker's context."""
