@@ -18,6 +18,8 @@ LIGHT = {
     "distributed.admin.tick.interval": "1s",  # every 20 ms takes 5 % of a core, doing nothing
 }
 """Dask settings of local workers and their scheduler that leave the cores to the work."""
+AS_NVML_COUNTS = {"distributed.nanny.pre-spawn-environ.CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""Dask settings with which a number of a GPU means the same one to a worker's CUDA and to us."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,10 @@ class LocalGpus(Start):
     Attributes
     ----------
     gpus
-        GPUs as ``CUDA_VISIBLE_DEVICES`` names them.
+        Whole UUIDs of GPUs or of MIG instances, or numbers of GPUs as NVML counts.
     pool_bytes
-        Size of the pool on each GPU.
+        Size of the pool on each GPU when it starts; it grows where a GPU has more. It is bytes, as
+        dask-cuda takes a fraction of the whole first card, whatever a worker's own is.
     """
 
     device: str = "cuda"
@@ -128,7 +131,7 @@ class LocalGpus(Start):
         from dask_cuda import LocalCUDACluster
         from distributed import Client
 
-        with dask.config.set(LIGHT), main_module_left_alone():
+        with dask.config.set(LIGHT | AS_NVML_COUNTS), main_module_left_alone():
             cluster = LocalCUDACluster(
                 CUDA_VISIBLE_DEVICES=",".join(self.gpus),
                 threads_per_worker=1,
