@@ -3,8 +3,9 @@
     python tests/device/record_signatures.py
 
 writes ``signatures.json`` beside this file. It needs the packages, not a GPU: cuML, which cannot be
-imported without one, is read as text. What is recorded is what our sources use (``uses``, by which
-the tests hold our calls against the record) and what the tests' stand-ins imitate (``ALSO``).
+imported without one, is read as text. What is recorded is what our sources use (``our_uses``, by
+which the tests hold our calls against the record), what they may use next (``WHOLE``, ``ALSO``) and
+what the tests' stand-ins imitate.
 """
 
 import ast
@@ -23,18 +24,29 @@ ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_name("signatures.json")
 DISTRIBUTIONS = ("cuml-cu13", "cupy-cuda13x", "dask-cuda", "nvidia-ml-py", "rmm-cu13")
 PACKAGES = {"cuml", "cupy", "cupyx", "dask_cuda", "pynvml", "rmm"}
+WHOLE = ("cupy", "cupy.cuda.Event", "cupy.cuda.Stream", "cupy.linalg", "cupy.ndarray")
+"""Modules and classes of which each public function is recorded."""
 ALSO = (
+    *(f"cuml.cluster.HDBSCAN.{name}" for name in ("fit", "labels_", "probabilities_")),
+    *(f"cuml.cluster.KMeans.{name}" for name in ("fit_predict", "n_iter_", "predict", "transform")),
+    *(f"cuml.manifold.UMAP.{name}" for name in ("embedding_", "fit", "transform")),
     # called by dask-cuda and distributed when they start workers
     "pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle",
     "pynvml.nvmlDeviceGetHandleByUUID",
     "pynvml.nvmlDeviceGetUtilizationRates",
     "pynvml.nvmlDeviceIsMigDeviceHandle",
-    "pynvml.nvmlDeviceGetComputeRunningProcesses",
     *(
         f"pynvml.NVMLError_{name}"
-        for name in ("DriverNotLoaded", "GpuIsLost", "InvalidArgument", "LibraryNotFound")
+        for name in (
+            "DriverNotLoaded",
+            "GpuIsLost",
+            "InvalidArgument",
+            "LibraryNotFound",
+            "NoPermission",
+            "NotSupported",
+            "Unknown",
+        )
     ),
-    *(f"pynvml.NVMLError_{name}" for name in ("NoPermission", "NotSupported", "Unknown")),
 )
 BOUNDS = {  # read in the classes' code
     "cuml.cluster.HDBSCAN": {"min_samples": [1, 1023]},
@@ -340,10 +352,23 @@ def definition(text: str, name: str) -> str | None:
     return match and f"def {name}({match[1]}): ..."
 
 
-def recorded(names: set[str]) -> dict[str, Any]:
-    """The record of some names; what no package has is left out."""
+def public(name: str) -> list[str]:
+    """Names of the public functions of a module or class."""
+    thing = importlib.import_module(name.split(".")[0])
+    for part in name.split(".")[1:]:
+        thing = getattr(thing, part)
+    return [
+        f"{name}.{own}"
+        for own, value in inspect.getmembers(thing, callable)
+        if not own.startswith("_") and not inspect.isclass(value)
+    ]
+
+
+def recorded() -> dict[str, Any]:
+    """The record of the installed packages; what no package has is left out."""
+    names = {name for use in our_uses() for name in use.names} | set(ALSO)
     found: dict[str, Any] = {}
-    for name in sorted(names):
+    for name in sorted(names.union(*map(public, WHOLE))):
         try:
             found[name] = (read if name.startswith("cuml.") else imported)(name)
         except LookupError:
@@ -356,5 +381,4 @@ def recorded(names: set[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    ours = {name for use in our_uses() for name in use.names}
-    RECORD.write_text(json.dumps(recorded(ours | set(ALSO)), indent=1) + "\n")
+    RECORD.write_text(json.dumps(recorded(), indent=0) + "\n")
