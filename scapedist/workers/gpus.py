@@ -43,14 +43,14 @@ class Gpu:
     capability
         Compute capability, as (9, 0).
     names
-        Names by which ``CUDA_VISIBLE_DEVICES`` may begin to name it.
+        Its whole UUID, and what else ``CUDA_VISIBLE_DEVICES`` may begin to name it by.
     """
 
     identity: str
     name: str
     free_bytes: int
     capability: tuple[int, int]
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
 
     def begins(self, name: str) -> bool:
         """Whether a name is what one of this GPU's names begins with."""
@@ -80,7 +80,7 @@ def local_gpus(asked: str, memory_limit: int | None = None) -> LocalGpus:
     for gpu in chosen:
         check_gpu(found.index(gpu), gpu, needed_cuda())
     if "CUDA_VISIBLE_DEVICES" in os.environ:  # distributed looks up its first name, if it is whole
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.identity for gpu in found)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.names[0] for gpu in found)
     return LocalGpus(
         n_workers=len(chosen),
         gpus=tuple(gpu.identity for gpu in chosen),
@@ -167,8 +167,10 @@ def card_gpus(number: int) -> list[Gpu]:
     card = pynvml.nvmlDeviceGetHandleByIndex(number)
     uuid = pynvml.nvmlDeviceGetUUID(card)
     parts: dict[tuple[str, ...], Any] = {}
+    by_number = False
     if not _mig_is_on(card):
-        parts[uuid if _has_affinity(card) else str(number), uuid] = card
+        parts[uuid,] = card
+        by_number = not _has_affinity(card)
     else:
         for i in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
             with contextlib.suppress(pynvml.NVMLError_NotFound):
@@ -178,7 +180,7 @@ def card_gpus(number: int) -> list[Gpu]:
                 parts[pynvml.nvmlDeviceGetUUID(part), uuid, older] = part
     return [
         Gpu(
-            names[0],
+            str(number) if by_number else names[0],
             pynvml.nvmlDeviceGetName(part),
             int(pynvml.nvmlDeviceGetMemoryInfo(part).free),
             pynvml.nvmlDeviceGetCudaComputeCapability(card),

@@ -329,8 +329,10 @@ def test_a_card_of_a_stand_in_that_knows_no_mig(machine):
 
 
 def test_a_card_without_cores_is_started_by_number_of_a_stand_in(machine):
-    machine([Card(A, knows_cores=False), Card(B, knows_cores=False)], "GPU-8f3d")
-    assert gpus.local_gpus("all").gpus == ("1",)
+    machine([Card(A, "other", knows_cores=False), Card(B, knows_cores=False)], "GPU-8f3d")
+    for _ in range(2):
+        assert gpus.local_gpus("all").gpus == ("1",)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == B
 
 
 @pytest.mark.parametrize(
