@@ -11,7 +11,7 @@ BENCH_ARGS ?= --size small
 BENCHMARKS ?= benchmarks/decode.py benchmarks/whole_run.py benchmarks/landscape_full.py \
 	benchmarks/memory.py benchmarks/truth.py benchmarks/embedding.py benchmarks/scaling.py \
 	benchmarks/store.py benchmarks/pca.py benchmarks/linkage.py benchmarks/growth.py \
-	benchmarks/planned.py
+	benchmarks/planned.py benchmarks/million.py
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt

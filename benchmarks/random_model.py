@@ -119,10 +119,19 @@ def copy_with_particles(workdir: Path, epoch: int, rows: np.ndarray | slice, pla
     """Copy a work directory of latent means and log variances with some of its rows alone."""
     shutil.copytree(workdir, place)
     latents = place / f"z.{epoch}.pkl"
-    with latents.open("rb") as stream:
-        arrays = [pickle.load(stream)[rows] for _ in range(2)]
-    _dump(latents, *arrays)
+    write_latents(latents, *(array[rows] for array in read_latents(latents)))
     return place
+
+
+def read_latents(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Means and log variances of a file of latents."""
+    with path.open("rb") as stream:
+        return pickle.load(stream), pickle.load(stream)
+
+
+def write_latents(path: Path, means: np.ndarray, log_variances: np.ndarray) -> None:
+    """Write means and log variances as train_vae does."""
+    _dump(path, means, log_variances)
 
 
 def _make_module(config: dict[str, Any]) -> torch.nn.Module:

@@ -18,7 +18,7 @@ from plots import draw
 HERE = Path(__file__).resolve().parent
 ORDER = """
 decode whole_run landscape_full memory truth embedding scaling store pca linkage growth planned
-gpu_check
+million gpu_check
 """.split()
 INTRODUCTION = """
 Written by `benchmarks/results.py` from what the scripts in `benchmarks/` wrote to

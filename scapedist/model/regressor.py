@@ -18,6 +18,7 @@ def fit_and_predict(
     epochs: int,
     learning_rate: float,
     seed: int,
+    device: str = "cpu",
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Train cryoDRGN's residual network on three quarters of the rows and apply it to all latents.
 
@@ -31,6 +32,8 @@ def fit_and_predict(
     every : (n_particles, zdim) float32
         Latents to predict for.
     epochs, learning_rate, seed
+    device
+        Where it is trained and applied: ``cpu`` or ``cuda``. Weights start from the same values.
 
     Returns
     -------
@@ -47,11 +50,11 @@ def fit_and_predict(
         torch.manual_seed(seed)
         network = ResidLinearMLP(
             latents.shape[1], HIDDEN_LAYERS, HIDDEN_SIZE, targets.shape[1], torch.nn.ReLU
-        )
+        ).to(device)
         order = torch.randperm(len(latents))
         n_validation = len(latents) // 4
-        x = torch.from_numpy(np.ascontiguousarray(latents, np.float32))
-        y = torch.from_numpy(np.ascontiguousarray(targets, np.float32))
+        x = torch.from_numpy(np.ascontiguousarray(latents, np.float32)).to(device)
+        y = torch.from_numpy(np.ascontiguousarray(targets, np.float32)).to(device)
         held, taught = order[:n_validation], order[n_validation:]
         optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
         loss_of = torch.nn.MSELoss()
@@ -66,7 +69,7 @@ def fit_and_predict(
                 losses["validation_mse"] = float(loss_of(network(x[held]), y[held]))
             started = time.perf_counter()
             blocks = torch.from_numpy(np.ascontiguousarray(every, np.float32)).split(PREDICT_ROWS)
-            predicted = torch.cat([network(block) for block in blocks])
+            predicted = torch.cat([network(block.to(device)).cpu() for block in blocks])
             losses["seconds"] = time.perf_counter() - started
     finally:
         torch.set_rng_state(before)

@@ -161,6 +161,7 @@ def _embed_mlp(
         epochs,
         learning_rate,
         settings.seed,
+        embedder.workers.device,
     )
     setup = time.perf_counter() - started - losses["seconds"]
     missed = np.square(np.maximum(predicted[:, -1], 0))
