@@ -211,7 +211,7 @@ class Run(Recorded):
 
         self._stage("states", settings, {}, body)
         with self.store.lock(), disk_errors(self.directory):
-            self._place()
+            self._place(place.Placing(self.store, or_here(workers), self.progress))
         return self
 
     # -- beside the stages
@@ -254,8 +254,9 @@ class Run(Recorded):
                 lambda begin: embed.embed_particles(embedder, settings, strict, begin),
             )
             embedder.remove_rows(method)
-            self._find_missed(embedder)
-            self._place()
+            placing = place.Placing(self.store, embedder.workers, self.progress)
+            self._find_missed(embedder, placing)
+            self._place(placing)
         return self
 
     def population(self, workers: Workers | None = None, **options: Any) -> Run:
@@ -293,28 +294,27 @@ class Run(Recorded):
         """The embedder of the run's particles, on workers or in this process."""
         return Embedder(self.store, self.model, or_here(workers), self.progress)
 
-    def _find_missed(self, embedder: Embedder) -> None:
+    def _find_missed(self, embedder: Embedder, placing: place.Placing) -> None:
         """Find the particles that no sketch volume represents."""
         method = place.placed_by(self.store)
         self._beside(
             "missed",
             NoSettings(),
             embedder.fingerprint("missed", self._print_of(method)),
-            lambda begin: missed.find_missed(embedder, method),
+            lambda begin: missed.find_missed(embedder, placing.everyone),
         )
 
-    def _place(self) -> None:
+    def _place(self, placing: place.Placing) -> None:
         """Give particles the states of their own volumes, where there are states and volumes."""
         made = self.store.stages.get("states")
         if made is None or not embeddings(self.store.beside):
             return
-        method = place.placed_by(self.store)
-        base = [made["fingerprint"], self._print_of(method)]
+        base = [made["fingerprint"], self._print_of(place.placed_by(self.store))]
         self._beside(
             "particles",
             NoSettings(),
             hashlib.sha256(json.dumps(base).encode()).hexdigest(),
-            lambda begin: place.place_particles(self.store, method, self.model.stack_indices),
+            lambda begin: place.write_placed(placing, self.model.stack_indices),
         )
 
     def _print_of(self, method: str) -> str:

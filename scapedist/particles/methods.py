@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from scapedist.analysis import agreement as maths
-from scapedist.analysis import placing
+from scapedist.analysis.placing import Volumes
 from scapedist.errors import InputError, RunError
 from scapedist.particles.exact import Embedder
-from scapedist.particles.place import SketchVolumes
+from scapedist.particles.place import sketch_volumes
 from scapedist.store import RunStore, embeddings, read_rows
 
 CHECKED_PARTICLES = 100
@@ -61,7 +61,6 @@ def compare_methods(embedder: Embedder, n_sample: int | None, seed: int) -> dict
     store.write("crosscheck/particle", rows, ("sample",))
     store.write("crosscheck/exact", exact.astype(np.float32), ("sample", "component"))
     results: dict[str, Any] = {"sample": len(rows), "methods": {}}
-    labels = store.read("states/label") if "states" in store.stages else None
     for method in methods:
         found = read_rows(store.array(f"embedding/{method}/coordinates"), rows)
         residual = read_rows(store.array(f"embedding/{method}/residual"), rows)
@@ -73,8 +72,9 @@ def compare_methods(embedder: Embedder, n_sample: int | None, seed: int) -> dict
         record["worst"] = maths.worst(error, rows)
         some = slice(None, MOST_ROWS)
         record["neighbour_overlap"] = maths.neighbour_overlap(found[some], exact[some, :r])
-        if labels is not None:
-            record |= _states(store, labels, (found, residual), (exact[:, :r], beyond), error)
+        if "states" in store.stages:
+            volumes = sketch_volumes(store, r, with_states=True)
+            record |= _states(volumes, (found, residual), (exact[:, :r], beyond), error)
         record |= _cost(store, method)
         results["methods"][method] = record
         store.write(f"crosscheck/error/{method}", error.astype(np.float32), ("sample",))
@@ -89,18 +89,16 @@ def _log_correlation(found: np.ndarray, exact: np.ndarray) -> float | None:
 
 
 def _states(
-    store: RunStore,
-    labels: np.ndarray,
+    volumes: Volumes,
     found: tuple[np.ndarray, np.ndarray],
     exact: tuple[np.ndarray, np.ndarray],
     error: np.ndarray,
 ) -> dict[str, Any]:
     """Fraction of particles whose state changes, and the errors within each state."""
-    sketch = SketchVolumes(store, exact[0].shape[1])
-    states = [placing.place(sketch.squared_distances(*each), labels)[0] for each in (found, exact)]
+    mine, states = (volumes.place(*each).state for each in (found, exact))
     return {
-        "states_changed": float((states[0] != states[1]).mean()),
-        "error_by_state": maths.by_group(error, states[1], int(labels.max()) + 1),
+        "states_changed": float((mine != states).mean()),
+        "error_by_state": maths.by_group(error, states, int(volumes.label.max()) + 1),
     }
 
 

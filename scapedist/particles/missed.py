@@ -13,7 +13,7 @@ from scapedist.analysis.linkage import cut, link
 from scapedist.analysis.states import number_by_size
 from scapedist.files.mrc import write_map
 from scapedist.particles.exact import Embedder
-from scapedist.particles.place import Embedded
+from scapedist.particles.place import Everyone
 from scapedist.plan import batches
 from scapedist.stages.decoded_rows import masked_batch, whole_volumes
 from scapedist.store import read_rows
@@ -22,38 +22,26 @@ REPRESENTATIVES = 24
 """Number of missed particles that are decoded to tell their groups apart."""
 
 
-def find_missed(embedder: Embedder, method: str) -> dict[str, Any]:
-    """Find where particles lie among the sketch volumes, and those that none represents.
+def find_missed(embedder: Embedder, everyone: Everyone) -> dict[str, Any]:
+    """Find the particles that no sketch volume represents.
 
     Writes ``missed/``: for every particle the nearest sketch volume, the distance to it and to the
     volume of its own group; for each missed one the particle and its group; for each group its
     medoid and the medoid's volume, also as ``maps/missed/group_NN.mrc``. Writes ``axes/``: the
     principal axes of all particles.
     """
-    store = embedder.store
-    embedded, assignment = Embedded(store, method), store.read("sketch/assignment")
-    nearest, distance = np.empty(embedded.n, np.int32), np.empty(embedded.n)
-    to_group = np.full(embedded.n, np.nan, np.float32)
-    total, products = np.zeros(embedded.r), np.zeros((embedded.r, embedded.r))
-    for start, stop, block, squared in embedded.blocks():
-        nearest[start:stop] = squared.argmin(1)
-        distance[start:stop] = np.sqrt(squared.min(1))
-        group = assignment[start:stop]
-        own = np.flatnonzero(group >= 0)
-        to_group[start + own] = np.sqrt(squared[own, group[own]])
-        total += block.sum(0)
-        products += block.T @ block
+    store, distance = embedder.store, everyone.placed.distance
     threshold = maths.missed_threshold(distance)
     rows = np.flatnonzero(distance > threshold)
     rows = rows[np.argsort(-distance[rows], kind="stable")]
-    groups, medoids, chosen = _groups(embedder, embedded, rows, threshold)
-    axes = maths.axes_from_sums(embedded.n, total, products)
+    groups, medoids, chosen = _groups(embedder, everyone.method, rows, threshold)
+    axes = maths.axes_from_sums(len(distance), everyone.total, everyone.products)
     store.delete("missed")
     store.delete("axes")
     for name, data, dimension in (
-        ("nearest_volume", nearest, "particle"),
+        ("nearest_volume", everyone.placed.nearest, "particle"),
         ("distance", distance.astype(np.float32), "particle"),
-        ("group_distance", to_group, "particle"),
+        ("group_distance", everyone.group_distance, "particle"),
         ("missed_particle", rows, "missed"),
         ("missed_group", groups, "missed"),
         ("medoid", medoids, "missed_group"),
@@ -75,7 +63,7 @@ def find_missed(embedder: Embedder, method: str) -> dict[str, Any]:
             path = directory / f"group_{number:02d}.mrc"
             write_map(path, volume, store.source["pixel_size_angstroms"])
     return {
-        "method": method,
+        "method": everyone.method,
         "missed": len(rows),
         "threshold": threshold if np.isfinite(threshold) else None,
         "median_distance": float(np.median(distance)),
@@ -85,13 +73,16 @@ def find_missed(embedder: Embedder, method: str) -> dict[str, Any]:
 
 
 def _groups(
-    embedder: Embedder, embedded: Embedded, rows: np.ndarray, threshold: float
+    embedder: Embedder, method: str, rows: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Groups (m,) of missed particles (m,), largest first; medoids; the particles decoded."""
     if not len(rows):
         return np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    coordinates = read_rows(embedded.array, rows).astype(np.float64)
-    points = np.column_stack([coordinates, np.sqrt(np.maximum(embedded.residual[rows], 0))])
+    coordinates, residual = (
+        read_rows(embedder.store.array(f"embedding/{method}/{name}"), rows).astype(np.float64)
+        for name in ("coordinates", "residual")
+    )
+    points = np.column_stack([coordinates, np.sqrt(np.maximum(residual, 0))])
     spread = maths.farthest_first(points, REPRESENTATIVES)
     label = _linked(embedder, rows[spread], threshold)
     squared = np.stack([np.square(points - points[row]).sum(1) for row in spread], 1)

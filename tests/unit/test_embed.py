@@ -6,16 +6,17 @@ import shutil
 import numpy as np
 import pytest
 from random_model import copy_with_particles
+from scipy.spatial.distance import cdist
 
 from scapedist.analysis.agreement import agreement
 from scapedist.errors import InputError, RunError
 from scapedist.landscape import Run
 from scapedist.landscape.verify import describe
-from scapedist.particles import embed
+from scapedist.particles import embed, place
 from scapedist.particles.exact import exact_batch
 from scapedist.report.all_particles import landscape_maps
 from scapedist.store import RowFile
-from scapedist.workers import open_workers
+from scapedist.workers import Serial, open_workers
 
 N, TOLERANCE = 3000, 1e-2
 
@@ -282,6 +283,48 @@ def test_states_by_own_volume(embedded):
     assert margin.max() <= 1
     lists = sorted((embedded.directory / "states" / "by_volume").glob("*_rows.pkl"))
     assert len(lists) == len(set(state.tolist()))
+
+
+def test_two_workers_place_particles_as_this_process_does(embedded, monkeypatch):
+    monkeypatch.setattr(place, "WRITE_ROWS", 700)
+    store, told = embedded.store, []
+    here = place.Placing(store, Serial(), lambda *done: told.append(done)).everyone
+    assert told[-1] == ("placing particles", N, N)
+    np.testing.assert_array_equal(here.placed.state, store.read("particles/state"))
+    np.testing.assert_array_equal(here.placed.nearest, store.read("missed/nearest_volume"))
+    monkeypatch.setattr(place, "FEW_PAIRS", 0)
+    with open_workers(2) as workers:
+        there = place.Placing(store, workers, embedded.progress).everyone
+    for name in ("group_distance", "total", "products"):
+        np.testing.assert_array_equal(getattr(there, name), getattr(here, name))
+    for name in ("nearest", "distance", "state", "margin", "room"):
+        np.testing.assert_array_equal(getattr(there.placed, name), getattr(here.placed, name))
+
+
+def test_few_particles_are_placed_without_workers(embedded):
+    class Idle(Serial):
+        def run(self, work, shared, tasks):
+            raise AssertionError("workers were started")
+
+    placing = place.Placing(embedded.store, Idle(), embedded.progress)
+    assert len(placing.everyone.placed.state) == N
+    assert placing.everyone is placing.everyone  # of one pass
+
+
+def test_what_was_found_missed_is_by_brute_force(embedded):
+    store = embedded.store
+    coordinates = store.read("embedding/reduced/coordinates").astype(np.float64)
+    length = np.sqrt(store.read("embedding/reduced/residual").astype(np.float64))
+    theirs = np.column_stack([store.read("sketch/coordinates"),
+                              np.sqrt(store.read("sketch/residual"))])  # fmt: skip
+    distance = cdist(np.column_stack([coordinates, length]), theirs)
+    np.testing.assert_array_equal(store.read("missed/nearest_volume"), distance.argmin(1))
+    np.testing.assert_allclose(store.read("missed/distance"), distance.min(1), atol=1e-4)
+    own = distance[np.arange(N), store.read("sketch/assignment")]
+    np.testing.assert_allclose(store.read("missed/group_distance"), own, rtol=1e-5, atol=1e-6)
+    assert (store.read("missed/group_distance") >= store.read("missed/distance")).all()
+    axes = np.linalg.svd(coordinates - coordinates.mean(0), compute_uv=False)
+    np.testing.assert_allclose(store.read("axes/variance"), axes**2 / (N - 1), rtol=1e-9)
 
 
 def test_other_states_place_the_particles_anew(embedded, tmp_path):

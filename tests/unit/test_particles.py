@@ -7,35 +7,82 @@ from scapedist.analysis import placing as maths
 from scapedist.analysis.sketch import Sketch, grow_sketch
 
 
+def by_brute_force(points, sketch, labels):
+    """Nearest volume, distance, state, margin and room from whole volumes, one by one."""
+    distance = np.sqrt(np.square(points[:, None] - sketch[None]).sum(-1))
+    states = np.unique(labels[labels >= 0])
+    each = np.stack([distance[:, labels == state].min(1) for state in states], 1)
+    ordered = np.sort(np.column_stack([each, np.full(len(each), np.inf)]), 1)
+    inner, outer = ordered[:, 0], ordered[:, 1]
+    return distance.argmin(1), distance.min(1), states[each.argmin(1)], inner, outer
+
+
+@pytest.mark.parametrize("n_states", [0, 1, 7, 40])
+@pytest.mark.parametrize("without", [0, 30])
+def test_particles_are_placed_as_by_brute_force(device, monkeypatch, n_states, without):
+    monkeypatch.setattr(maths, "COLUMNS", 50)
+    monkeypatch.setattr(maths, "BLOCK_ROWS", {"cpu": 32, "cuda": 32})
+    rng = np.random.default_rng(0)
+    sketch, some = rng.normal(size=(230, 6)) + 40, rng.normal(size=(101, 6)) + 40
+    some[:9] = sketch[60:69]
+    missed, theirs = np.abs(rng.normal(size=101)), np.abs(rng.normal(size=230))
+    labels = None
+    if n_states:
+        labels = rng.integers(0, n_states, 230).astype(np.int32)
+        labels[rng.permutation(230)[:without]] = -1
+    volumes = maths.Volumes.of(sketch, theirs**2, labels, device)
+    found = volumes.place(some, missed**2)
+    points = (np.column_stack([some, missed]), np.column_stack([sketch, theirs]))
+    wanted = by_brute_force(*points, np.zeros(230, int) if labels is None else labels)
+    np.testing.assert_array_equal(found.nearest, wanted[0])
+    np.testing.assert_allclose(found.distance, wanted[1], atol=1e-6)
+    if labels is None:
+        assert (found.state == -1).all()
+    else:
+        np.testing.assert_array_equal(found.state, wanted[2])
+        np.testing.assert_allclose(found.margin, 1 - wanted[3] / wanted[4], atol=1e-6)
+        np.testing.assert_allclose(found.room, (wanted[4] - wanted[3]) / 2, atol=1e-6)
+    number = rng.integers(0, 230, 101)
+    apart = volumes.distances_to(number, some, missed**2)
+    np.testing.assert_allclose(apart, np.linalg.norm(points[0] - points[1][number], axis=1))
+
+
 def test_distances_are_exact_within_the_components_and_never_too_large():
     rng = np.random.default_rng(0)
-    whole, sketch = rng.normal(size=(9, 30)) + 50, rng.normal(size=(5, 30)) + 50
+    whole, sketch = rng.normal(size=(9, 30)) + 50, rng.normal(size=(1, 30)) + 50
     r = 12
-    for volumes in (whole, sketch):
-        assert volumes.shape[1] == 30
 
     def split(volumes):
         return volumes[:, :r], np.square(volumes[:, r:]).sum(1)
 
-    true = np.square(whole[:, None] - sketch[None]).sum(-1)
-    found = maths.squared_distances(*split(whole), *split(sketch))
+    true = np.linalg.norm(whole - sketch, axis=1)
+    found = maths.Volumes.of(*split(sketch)).place(*split(whole)).distance
     assert (found <= true + 1e-6).all()
-    inside = np.square(whole[:, None, :r] - sketch[None, :, :r]).sum(-1)
-    assert (found >= inside - 1e-6).all()
-    full = maths.squared_distances(whole, np.zeros(9), sketch, np.zeros(5))
+    assert (found >= np.linalg.norm((whole - sketch)[:, :r], axis=1) - 1e-6).all()
+    full = maths.Volumes.of(sketch, np.zeros(1)).place(whole, np.zeros(9)).distance
     np.testing.assert_allclose(full, true, rtol=1e-9)
 
 
 def test_a_particle_has_the_state_of_the_nearest_volume_and_a_margin():
-    squared = np.array([[0.0, 4.0, 9.0], [16.0, 4.0, 1.0], [1.0, 9.0, 1.0], [0.04, 9.0, 9.0]])
-    state, margin, room = maths.place(squared, np.array([0, 0, 1]))
-    np.testing.assert_allclose(room, [1.5, 0.5, 0, 1.4])
-    assert state.tolist() == [0, 1, 0, 0]
-    np.testing.assert_allclose(margin, [1, 0.5, 0, 1 - 0.2 / 3])
-    state, margin, room = maths.place(squared, np.array([-1, 2, 2]))
-    assert np.isinf(room).all()
-    assert state.tolist() == [2] * 4
-    assert margin.tolist() == [1] * 4  # there is no other state
+    sketch, some = np.array([[0.0], [2.0], [5.0]]), np.array([[0.0], [4.0], [2.5], [0.25]])
+    found = maths.Volumes.of(sketch, np.zeros(3), np.array([0, 0, 1])).place(some, np.zeros(4))
+    assert found.nearest.tolist() == [0, 2, 1, 0]
+    assert found.state.tolist() == [0, 1, 0, 0]
+    np.testing.assert_allclose(found.room, [2.5, 0.5, 1, 2.25], atol=1e-7)
+    np.testing.assert_allclose(found.margin, [1, 0.5, 0.8, 1 - 0.25 / 4.75], atol=1e-7)
+    found = maths.Volumes.of(sketch, np.zeros(3), np.array([-1, 2, 2])).place(some, np.zeros(4))
+    assert found.nearest.tolist() == [0, 2, 1, 0]
+    assert np.isinf(found.room).all()
+    assert found.state.tolist() == [2] * 4
+    assert found.margin.tolist() == [1] * 4  # there is no other state
+
+
+def test_of_equal_volumes_the_first_is_the_nearest():
+    sketch, labels = np.ones((6, 3)), np.array([2, 1, 0, 0, -1, 1])
+    found = maths.Volumes.of(sketch, np.zeros(6), labels).place(np.eye(3), np.zeros(3))
+    assert found.nearest.tolist() == [0, 0, 0]
+    assert found.state.tolist() == [0, 0, 0]
+    assert not found.margin.any()
 
 
 def test_only_what_is_far_for_most_is_missed():
