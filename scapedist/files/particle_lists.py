@@ -12,6 +12,9 @@ from scapedist.errors import InputError
 from scapedist.files.aside import written_aside
 from scapedist.files.safe_pickle import load_pickle
 
+KINDS = ("rows", "stack")
+"""Numbers that a state's particles are listed by: rows of the latents, of the original stack."""
+
 
 def read_indices(path: Path, n_particles: int) -> NDArray[np.int64]:
     """The rows of the particles that a file names.
@@ -128,7 +131,8 @@ def write_state_particles(
     """Write the particles of each state, as ``cryodrgn_utils filter_star --ind`` reads them.
 
     ``state_000_rows.pkl`` holds rows of the latents; ``state_000_stack.pkl`` the same particles
-    as rows of the original stack. Files of an earlier call that do not apply any more are removed.
+    as rows of the original stack. Where these are the same numbers, the files are one, under two
+    names. Files of an earlier call that do not apply any more are removed.
 
     Parameters
     ----------
@@ -137,8 +141,7 @@ def write_state_particles(
     labels_of_particles
         State of each particle (n_particles,), 0-based, -1 for none.
     stack_indices
-        Row of each particle (n_particles,) in the original stack, for a model that was trained
-        on a part of it; None where the two are the same.
+        Row of each particle (n_particles,) in the original stack; None where it is not known.
 
     Returns
     -------
@@ -155,16 +158,28 @@ def write_state_particles(
     written = []
     for state in range(int(labels.max(initial=-1)) + 1):
         rows = np.flatnonzero(labels == state).astype(np.int64)
-        lists = {"rows": rows}
+        of_rows, of_stack = (directory / f"state_{state:03d}_{kind}.pkl" for kind in KINDS)
+        with written_aside(of_rows) as partial:
+            partial.write_bytes(pickle.dumps(rows))
+        written.append(of_rows)
         if stack_indices is not None:
-            lists["stack"] = np.asarray(stack_indices)[rows].astype(np.int64)
-        for kind, indices in lists.items():
-            path = directory / f"state_{state:03d}_{kind}.pkl"
-            with written_aside(path) as partial:
-                partial.write_bytes(pickle.dumps(indices))
-            written.append(path)
-    for kind in ("rows", "stack"):
+            indices = np.asarray(stack_indices)[rows].astype(np.int64)
+            with written_aside(of_stack) as partial:
+                if not (np.array_equal(indices, rows) and _linked(of_rows, partial)):
+                    partial.write_bytes(pickle.dumps(indices))
+            written.append(of_stack)
+    for kind in KINDS:
         for path in directory.glob(f"state_[0-9]*_{kind}.pkl"):
             if path not in written:
                 path.unlink()
     return written
+
+
+def _linked(path: Path, other: Path) -> bool:
+    """Give a file another name; False where the file system has no links."""
+    try:
+        other.unlink(missing_ok=True)
+        other.hardlink_to(path)
+    except OSError:
+        return False
+    return True

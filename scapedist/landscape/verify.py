@@ -123,18 +123,19 @@ def verify(run: Recorded, n_sample: int = 3) -> Verdict:
             f"Give `scapedist generate {run.directory}` first."
         )
     name = FULL if FULL in store else MASKED
-    n = store.array(name).shape[0]
+    array = store.array(name)  # opened once: its metadata take longer than a volume
+    n = array.shape[0]
     damaged = []
     for row in range(n):
-        if not _is_sound(store, name, row):
+        if not _is_sound(array, row):
             damaged.append(row)
         run.progress("checking volumes", row + 1, n)
     others = [key for key in store.array_names() if key not in (name, QUALITY)]
     broken = [key for key in others if not _is_whole(store, key)]
     bad_quality = []
     if QUALITY in store:
-        rows = range(store.array(QUALITY).shape[0])
-        bad_quality = [row for row in rows if not _is_sound(store, QUALITY, row)]
+        array = store.array(QUALITY)
+        bad_quality = [row for row in range(array.shape[0]) if not _is_sound(array, row)]
         broken += [QUALITY] if bad_quality else []
     sound = np.setdiff1d(np.arange(n), damaged)
     again = reference = None
@@ -163,9 +164,9 @@ def verify(run: Recorded, n_sample: int = 3) -> Verdict:
     return verdict
 
 
-def _is_sound(store: RunStore, name: str, row: int) -> bool:
+def _is_sound(array: Any, row: int) -> bool:
     try:
-        return bool(np.isfinite(read_rows(store.array(name), slice(row, row + 1))).all())
+        return bool(np.isfinite(read_rows(array, slice(row, row + 1))).all())
     except RunError:
         return False
 

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from scapedist.landscape.verify import describe
 from scapedist.particles import embed, place
 from scapedist.particles.exact import exact_batch
 from scapedist.report.all_particles import landscape_maps
-from scapedist.store import RowFile
+from scapedist.store import RowFile, row_file
 from scapedist.workers import Serial, open_workers
 
 N, TOLERANCE = 3000, 1e-2
@@ -441,3 +444,62 @@ def test_rows_survive_a_cut_and_a_flipped_bit(tmp_path):
     path.write_bytes(content)
     assert RowFile(path, "f", 3).missing(np.array([7, 2, 9, 4])).tolist() == [4]
     assert RowFile(path, "other", 3).missing(np.array([7])).tolist() == [7]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 50, 2**22])
+def test_rows_are_checked_block_by_block(tmp_path, monkeypatch, block_bytes):
+    monkeypatch.setattr(row_file, "BLOCK_BYTES", block_bytes)
+    path, rng = tmp_path / "some.rows", np.random.default_rng(0)
+    keys, rows = rng.permutation(1000)[:60], rng.normal(size=(60, 3)).astype(np.float32)
+    file = RowFile(path, "f", 3)
+    for start in range(0, 60, 7):
+        file.append(keys[start : start + 7], rows[start : start + 7])
+    file = RowFile(path, "f", 3)
+    np.testing.assert_array_equal(file.read(keys[::-1]), rows[::-1])
+    every = np.arange(1100)
+    np.testing.assert_array_equal(file.missing(every), np.setdiff1d(every, keys))
+    with pytest.raises(KeyError, match="1050"):
+        file.read(np.array([keys[0], 1050]))
+    with path.open("r+b") as stream:  # a byte of row 31
+        stream.seek(len(b"f 3\n") + 31 * 24 + 9)
+        stream.write(b"\xff")
+    cut = RowFile(path, "f", 3)
+    np.testing.assert_array_equal(cut.read(keys[:31]), rows[:31])
+    np.testing.assert_array_equal(cut.missing(keys), keys[31:])
+    assert path.stat().st_size == len(b"f 3\n") + 31 * 24
+
+
+def test_rows_are_laid_out_as_they_were(tmp_path):
+    """Files that people have are read: key, values, CRC-32, after a line of text."""
+    path, data = tmp_path / "some.rows", b""
+    for key, value in ((5, 0.5), (2, -1.25)):
+        row = struct.pack("<qff", key, value, 2 * value)
+        data += row + struct.pack("<I", zlib.crc32(row))
+    path.write_bytes(b"abc 2\n" + data + b"torn")
+    file = RowFile(path, "abc", 2)
+    assert file.read(np.array([2, 5])).tolist() == [[-1.25, -2.5], [0.5, 1.0]]
+    RowFile(tmp_path / "other.rows", "abc", 2).append(np.array([5, 2]), file.read(np.array([5, 2])))
+    assert (tmp_path / "other.rows").read_bytes() == b"abc 2\n" + data
+
+
+def test_many_rows_take_little_memory(tmp_path):
+    n = 200_000
+    path = tmp_path / "some.rows"
+    RowFile(path, "f", 3).append(np.arange(n), np.zeros((n, 3), np.float32))
+    assert path.stat().st_size > 4.5 * 2**20
+    tracemalloc.start()
+    file = RowFile(path, "f", 3)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert not len(file.missing(np.arange(n)))
+    assert held < 8 * n  # a dictionary takes 100 bytes a row
+    assert peak < 32 * 2**20
+
+
+def test_a_row_that_is_there_twice_counts_as_it_was_last(tmp_path):
+    path, rows = tmp_path / "some.rows", np.arange(12, dtype=np.float32).reshape(4, 3)
+    RowFile(path, "f", 3).append(np.array([7, 2, 7]), rows[:3])
+    file = RowFile(path, "f", 3)
+    file.append(np.array([4]), rows[3:])
+    for again in (file, RowFile(path, "f", 3)):
+        np.testing.assert_array_equal(again.read(np.array([7, 2, 4])), rows[[2, 1, 3]])

@@ -1,6 +1,7 @@
 """Lists of particles: every accepted form, every refusal, and cryoDRGN reading ours."""
 
 import argparse
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -120,6 +121,26 @@ def test_particles_of_states(tmp_path: Path):
         read_indices(tmp_path / f"states/state_{s:03d}_rows.pkl", len(LABELS)) for s in (0, 1, 2)
     ]
     np.testing.assert_array_equal(np.sort(np.concatenate(every)), np.flatnonzero(LABELS >= 0))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_lists_of_the_same_numbers_are_one_file(tmp_path: Path, monkeypatch, links: bool):
+    if not links:
+
+        def refuse(path, target):
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    for labels in (np.zeros(7, int), LABELS):  # the second time the names are taken
+        write_state_particles(tmp_path, labels, np.arange(7))
+    for state, rows in enumerate([[0, 2, 5], [4], [1, 6]]):
+        paths = [tmp_path / f"state_{state:03d}_{kind}.pkl" for kind in ("rows", "stack")]
+        for path in paths:
+            np.testing.assert_array_equal(read_indices(path, 7), rows)
+        assert paths[0].samefile(paths[1]) == links
+    assert len(list(tmp_path.iterdir())) == 6
+    write_state_particles(tmp_path, LABELS, STACK)
+    assert not (tmp_path / "state_000_rows.pkl").samefile(tmp_path / "state_000_stack.pkl")
 
 
 def test_files_of_an_earlier_call_go(tmp_path: Path):
