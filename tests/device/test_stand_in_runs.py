@@ -11,6 +11,7 @@ from random_model import copy_with_particles
 
 from scapedist import cli, landscape
 from scapedist.landscape import Run
+from scapedist.particles import place, population
 from scapedist.plan import LinkagePlan
 from scapedist.stages import states
 from scapedist.store import RunStore
@@ -106,8 +107,10 @@ def test_components_of_all_particles(few, tmp_path, pool):
     compare(ours, theirs)
 
 
-def test_embeddings(few, tmp_path, pool):
-    """Each of them, their comparison, what is missed, and the population."""
+def test_embeddings(few, tmp_path, pool, monkeypatch):
+    """Each of them, their comparison, what is missed, and the population, all by workers."""
+    monkeypatch.setattr(place, "FEW_PAIRS", 0)
+    monkeypatch.setattr(population, "FEW_NUMBERS", 0)
     steps = (SKETCH, WHOLE, ("mask", {}), PCA, ("states", {"states": 3}))
     ours, theirs = both(few, tmp_path, pool, *steps)
     for run, workers in ((ours, pool), (theirs, None)):
