@@ -193,8 +193,10 @@ class GenerateSettings(Settings):
     invert: bool = option(False, "Change the density's sign.")
     dtype: str = option(
         "float32",
-        "Precision: float32, float64, tf32 (GPU), bfloat16, float16.",
-        rule=one_of("A precision", "float64", "float32", "tf32", "bfloat16", "float16"),
+        "Precision: float32, float64, tf32 (GPU), float16x3 (GPU), bfloat16, float16.",
+        rule=one_of(
+            "A precision", "float64", "float32", "tf32", "float16x3", "bfloat16", "float16"
+        ),
     )
     store: str = option(
         "volumes",

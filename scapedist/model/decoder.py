@@ -9,7 +9,8 @@ import numpy as np
 from scapedist.errors import InputError
 from scapedist.model.lattice import Lattice, make_lattice
 
-DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
+DTYPES = ("float64", "float32", "tf32", "float16x3", "bfloat16", "float16")
+GPU_ONLY = ("tf32", "float16x3")
 ENCODED_ARRAYS = 4
 """Number of arrays of a block's size that are held while positions are encoded."""
 CACHE_BYTES = 64 * 2**20
@@ -118,5 +119,5 @@ def check_dtype(dtype: str, device: str = "cpu") -> None:
     """Refuse a precision that is unknown or that the device does not have."""
     if dtype not in DTYPES:
         raise InputError(f"A precision is one of {', '.join(DTYPES)}. It is {dtype!r}.")
-    if dtype == "tf32" and device == "cpu":
-        raise InputError("tf32 needs a GPU, and the decoding runs on the CPU. Use float32.")
+    if dtype in GPU_ONLY and device == "cpu":
+        raise InputError(f"{dtype} needs a GPU, and the decoding runs on the CPU. Use float32.")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -28,21 +27,19 @@ from scapedist.model.decoder import (
 )
 from scapedist.model.hartley import volumes_from_values
 from scapedist.model.lattice import Lattice
+from scapedist.model.layers import layers_of, matrix_precision
 
 T = TypeVar("T")
 GIB = 2**30
 BUDGET_FRACTION = 0.5
 """Fraction of a GPU's free memory that a field uses."""
-DEVICE_ACTIVATIONS = 2**26
-"""Number of one layer's activations computed at once on a GPU: enough to fill it."""
+LATENTS_TOGETHER = 4
+"""Number of latents whose products a GPU does at once where they are of many points: the
+first-layer part of a point is read once for all of them."""
+LEAST_ACTIVATIONS, MOST_ACTIVATIONS = 2**22, 2**26
+"""Fewest activations that fill a GPU, and most that are computed at once."""
+USUAL_CACHE_BYTES = 40 * 2**20
 LEAST_ROWS = 256
-_COMPUTE = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "tf32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 @dataclass
@@ -57,8 +54,9 @@ class Field:
         Name of a torch device.
     dtype
         Precision: ``float32`` (default), ``float64``, or one of the faster ones: ``tf32`` (GPU
-        only), ``bfloat16``, ``float16``. Values and volumes are float32 but for ``float64``; sums
-        of the faster ones are float32, and so is the last layer's result.
+        only), ``float16x3`` (GPU only, see :class:`~scapedist.model.layers.SplitLayers`),
+        ``bfloat16``, ``float16``. Values and volumes are float32 but for ``float64``; sums of the
+        faster ones are float32, and so is the last layer's result.
     memory_bytes
         Memory for activations, values and what is kept between batches; None for half of what
         is free on a GPU, and on the CPU for what is fastest. Where memory does not suffice all
@@ -70,31 +68,26 @@ class Field:
     dtype: str = "float32"
     memory_bytes: int | None = None
     _lattices: dict[tuple[int, int], Lattice] = field(default_factory=dict, repr=False)
-    _cached: tuple[np.ndarray, int, list[torch.Tensor]] | None = field(default=None, repr=False)
+    _cached: tuple[np.ndarray, torch.Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype, self.device)
         self._on_cpu = self.device == "cpu"
         if self.memory_bytes is None and not self._on_cpu:
             self.memory_bytes = int(BUDGET_FRACTION * free_bytes(self.device))
-        self._compute = _COMPUTE[self.dtype]
-        self._exact = torch.float64 if self.dtype == "float64" else torch.float32
         weights = [torch.from_numpy(weight) for weight in self.decoder.weights]
         biases = [torch.from_numpy(bias) for bias in self.decoder.biases]
         if len(biases[-1]) == 2:  # real, imaginary -> h(k), h(-k)
             pair = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
             weights[-1], biases[-1] = pair @ weights[-1], pair @ biases[-1]
+        slope = self.decoder.negative_slope
+        self._layers = layers_of(weights[1:], biases[1:], slope, self.device, self.dtype)
+        self._exact, self._n_outputs = self._layers.exact, len(biases[-1])
         n_position_features = weights[0].shape[1] - self._n_latent_features()
         first = weights[0].to(self.device, self._exact)
         self._position_weight = first[:, :n_position_features].T.contiguous()
         self._latent_weight = first[:, n_position_features:].T.contiguous()
         self._first_bias = biases[0].to(self.device, self._exact)
-        self._layers = [
-            (w.T.contiguous().to(self.device, self._compute), b.to(self.device, self._compute))
-            for w, b in zip(weights[1:-1], biases[1:-1], strict=True)
-        ]
-        self._last = weights[-1].contiguous().to(self.device, self._compute)
-        self._last_bias = biases[-1][:, None].to(self.device, self._compute)
 
     def _n_latent_features(self) -> int:
         per_latent = 1
@@ -174,7 +167,7 @@ class Field:
         (n, m, n_outputs) tensor, not normalised: h(k), h(-k) of a Fourier decoder, h(k) of a
         Hartley decoder.
         """
-        n_outputs = len(self._last)
+        n_outputs = self._n_outputs
         points = np.ascontiguousarray(frequencies, np.float32)
         shape = (len(latents), len(points) * n_outputs)
 
@@ -188,23 +181,25 @@ class Field:
 
     def _evaluate(self, latents: np.ndarray, points: np.ndarray, out: torch.Tensor) -> None:
         """Write the field at points (m, 3) into out[:, : m * n_outputs]."""
-        n_outputs = len(self._last)
+        n_outputs = self._n_outputs
         if not len(latents):
             return
         # one product per latent: its values do not depend on the other latents of its batch
         codes = torch.stack([row @ self._latent_weight for row in self._encode(latents)])
-        rows = self.block_rows()
-        # on a GPU as many latents together as fill it
-        together = 1 if self._on_cpu else max(1, min(rows // max(len(points), 1), len(latents)))
-        buffers = self._buffers(max(rows, together * min(rows, len(points))))
-        for start, block in self._first_layer(points, rows):
+        rows, together = self.block_rows(), 1
+        if not self._on_cpu:  # as many latents together as fill it
+            together = max(rows // max(len(points), 1), LATENTS_TOGETHER)
+            together = min(together, len(latents), rows)
+        n_points = max(1, min(rows // together, len(points)))
+        buffers = self._buffers(together * n_points)
+        for start, block in self._first_layer(points, n_points):
             stop = start + len(block)
-            with self._precision():
+            with matrix_precision(self.dtype):
                 for first in range(0, len(latents), together):
                     some = codes[first : first + together]
-                    hidden = self._hidden(block, some[:, None], buffers)
+                    hidden = self._layers.hidden(block, some, buffers)
                     target = out[first : first + together, start * n_outputs : stop * n_outputs]
-                    self._outputs(hidden, target.view(len(some), len(block), n_outputs))
+                    self._layers.outputs(hidden, target.view(len(some), len(block), n_outputs))
 
     def features(self, latents: np.ndarray, points: np.ndarray, n_hidden: int) -> torch.Tensor:
         """Values of the raw field at some points, and of the last hidden layer at the first ones.
@@ -227,7 +222,7 @@ class Field:
         return self.sparing(lambda: self._features(latents, points, n_hidden))
 
     def _features(self, latents: np.ndarray, points: np.ndarray, n_hidden: int) -> torch.Tensor:
-        n_outputs, width, m = len(self._last), self.decoder.hidden_size, len(points)
+        n_outputs, width, m = self._n_outputs, self.decoder.hidden_size, len(points)
         n_values = m * n_outputs
         shape = (len(latents), n_values + n_hidden * width)
         out = torch.empty(shape, dtype=self._exact, device=self.device)
@@ -238,9 +233,9 @@ class Field:
             buffers = self._buffers(together * m)
             for start in range(0, len(latents), together):
                 code, rows = codes[start : start + together], out[start : start + together]
-                with self._precision():
-                    hidden = self._hidden(block, code[:, None], buffers)
-                    self._outputs(hidden, rows[:, :n_values].view(len(code), m, n_outputs))
+                with matrix_precision(self.dtype):
+                    hidden = self._layers.hidden(block, code, buffers)
+                    self._layers.outputs(hidden, rows[:, :n_values].view(len(code), m, n_outputs))
                 if n_hidden:
                     activations = hidden.view(len(code), m, width)[:, :n_hidden]
                     rows[:, n_values:] = activations.reshape(len(code), -1)
@@ -250,99 +245,40 @@ class Field:
         return encode_latents(self.decoder, torch.from_numpy(latents).to(self.device, self._exact))
 
     def _buffers(self, rows: int) -> list[torch.Tensor]:
-        shape = (rows, self.decoder.hidden_size)
-        return [torch.empty(shape, dtype=self._compute, device=self.device) for _ in range(2)]
-
-    def _hidden(
-        self, block: torch.Tensor, code: torch.Tensor, buffers: list[torch.Tensor]
-    ) -> torch.Tensor:
-        """The last hidden layer (rows, hidden size), from the sum of first-layer parts."""
-        summed = torch.broadcast_shapes(block.shape, code.shape)
-        n, (here, there) = int(np.prod(summed[:-1])), buffers
-        torch.add(block, code, out=here[:n].view(summed))
-        self._activate(here[:n])
-        for weight, bias in self._layers:
-            self._layer(here[:n], weight, bias, there[:n])
-            here, there = there, here
-        return here[:n]
-
-    def _layer(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor
-    ) -> None:
-        if self._on_cpu or self.decoder.negative_slope:
-            torch.addmm(bias, x, weight, out=out)
-            self._activate(out)
-        else:  # the product's own epilogue: activations are not read and written once more
-            torch._addmm_activation(bias, x, weight, out=out)
-
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        """Context that lets matrix units round operands of tf32, and always add up in float32."""
-        units = torch.backends.cuda.matmul
-        names = [f"allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")]
-        precision = torch.get_float32_matmul_precision()
-        reductions = [getattr(units, name) for name in names]
-        torch.set_float32_matmul_precision("high" if self.dtype == "tf32" else "highest")
-        for name in names:
-            setattr(units, name, False)
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
-            for name, allowed in zip(names, reductions, strict=True):
-                setattr(units, name, allowed)
-
-    def _outputs(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the last layer's result into out (..., n_outputs), in its precision."""
-        # few contiguous rows times many columns: several times as fast as any other order
-        if self._last.dtype == out.dtype:
-            found = self._last @ hidden.T
-        elif self._on_cpu:
-            found = self._last.to(out.dtype) @ hidden.T.to(out.dtype)
-        else:
-            found = torch.mm(self._last, hidden.T, out_dtype=out.dtype)
-        found += self._last_bias
-        out.copy_(found.T.view(out.shape))
-
-    def _activate(self, x: torch.Tensor) -> None:
-        if self.decoder.negative_slope:
-            torch.nn.functional.leaky_relu_(x, self.decoder.negative_slope)
-        else:
-            x.relu_()
+        return self._layers.buffers(rows)
 
     def _first_layer(self, points: np.ndarray, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Blocks of the first layer's frequency part, bias included, kept where they are small."""
-        if self._cached is not None and self._cached[0] is points and self._cached[1] == rows:
-            start = 0
-            for block in self._cached[2]:
-                yield start, block
-                start += len(block)
+        width = self.decoder.hidden_size
+        if self._cached is not None and self._cached[0] is points:
+            for start in range(0, len(points), rows):
+                yield start, self._cached[1][start : start + rows]
             return
-        n_bytes = len(points) * self.decoder.hidden_size * self._first_bias.element_size()
+        n_bytes = len(points) * width * self._first_bias.element_size()
         keep = n_bytes <= (CACHE_BYTES if self.memory_bytes is None else self.memory_bytes // 4)
-        blocks = []
+        blocks = self._first_bias.new_empty((len(points) if keep else 0, width))
         for start in range(0, len(points), rows):
             chunk = torch.from_numpy(points[start : start + rows]).to(self.device, self._exact)
             features = encode_positions(self.decoder, chunk)
-            block = torch.addmm(self._first_bias, features, self._position_weight)
-            if keep:
-                blocks.append(block)
-            yield start, block
+            kept = blocks[start : start + rows] if keep else None
+            yield start, torch.addmm(self._first_bias, features, self._position_weight, out=kept)
         if keep:
-            self._cached = (points, rows, blocks)
+            self._cached = (points, blocks)
 
     def block_rows(self) -> int:
-        """Number of points per block, whose activations about fill a core's own cache.
+        """Number of points per block and latent, whose activations about fill a core's own cache.
 
         Several threads share a product and wait for one another at its end: they get longer blocks.
+        On a GPU the activations are those of all latents of a product, and fill its cache.
         """
-        width = self.decoder.hidden_size
-        rows = cpu_block_rows(width) if self._on_cpu else DEVICE_ACTIVATIONS // width
-        if self._on_cpu and torch.get_num_threads() > 1:
-            rows *= 4
+        width, held = self.decoder.hidden_size, self._layers.activation_bytes
+        if self._on_cpu:
+            rows = cpu_block_rows(width) * (4 if torch.get_num_threads() > 1 else 1)
+        else:
+            rows = device_activations(cache_bytes(self.device), held) // width
         if self.memory_bytes is None:
             return rows
-        most = self.memory_bytes // 2 // (width * (2 * self._compute.itemsize + 4))
+        most = self.memory_bytes // 2 // (width * (held + 4))
         return max(LEAST_ROWS, min(rows, most))
 
     def _together(self, lattice: Lattice) -> int:
@@ -387,6 +323,22 @@ def free_bytes(device: str) -> int:
     if torch.cuda.memory.get_allocator_backend() in ("native", "cudaMallocAsync"):
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return int(free) + pool_bytes()
+
+
+def cache_bytes(device: str) -> int:
+    """Bytes of a GPU's second-level cache; a usual number where torch does not say."""
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "L2_cache_size", USUAL_CACHE_BYTES)) or USUAL_CACHE_BYTES
+
+
+def device_activations(n_bytes: int, activation_bytes: int) -> int:
+    """Number of activations that a GPU computes at once, a power of two.
+
+    What one product writes the next one reads: it is to stay in the cache of that many bytes, both
+    buffers of it. A cache that is too small for a block that fills all units is overrun.
+    """
+    most = 2 ** max(0, (n_bytes // activation_bytes).bit_length() - 1)
+    return min(max(most, LEAST_ACTIVATIONS), MOST_ACTIVATIONS)
 
 
 def encode_positions(decoder: Decoder, points: torch.Tensor) -> torch.Tensor:

@@ -113,7 +113,7 @@ def test_features_are_the_modules_own(tmp_path, case):
     assert found.shape == (7, n * n_outputs + (n - 2) * 24)
     np.testing.assert_allclose(found[:, : n * n_outputs], values.flatten(1), atol=2e-5)
     hidden = found[:, n * n_outputs :].reshape(7, n - 2, 24)
-    again = hidden @ field._last.T + field._last_bias.T
+    again = hidden @ field._layers.last.T + field._layers.last_bias
     np.testing.assert_allclose(again, values[:, : n - 2], atol=2e-5)
     alone = field.features(model.latents[3:4], points, n - 2)
     np.testing.assert_allclose(alone[0], found[3], atol=2e-5)

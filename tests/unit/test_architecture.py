@@ -53,6 +53,7 @@ ONLY_IN = {
     "plotly": {"report"},
     "matplotlib": {"report"},
     "PIL": {"report"},
+    "triton": {"model"},
     "typer": {"cli"},
     "rich": {"cli"},
 }

@@ -17,7 +17,7 @@ CUDA = {"cuda12": ("cu12", "cuda12x"), "cuda13": ("cu13", "cuda13x")}
 LOCKED_WITH_CUDA = ["umap", "slurm", "kubernetes", "test"]
 # Each is held back by what the extras ask for; all else is as in constraints.txt.
 HELD_BACK = {
-    "cuda12": {"dask", "distributed", "llvmlite", "numba", "numpy", "pandas", "torch"},
+    "cuda12": {"dask", "distributed", "llvmlite", "numba", "numpy", "pandas", "torch", "triton"},
     "cuda13": {"dask", "distributed", "llvmlite", "numba", "pandas"},
 }
 LINE = re.compile(

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scapedist import open_model
 from scapedist.errors import InputError, ResourceError
 from scapedist.model import field as field_module
-from scapedist.model.decoder import DTYPES, check_dtype, check_latents
-from scapedist.model.field import Field
+from scapedist.model.decoder import DTYPES, GPU_ONLY, check_dtype, check_latents
+from scapedist.model.field import Field, device_activations
+from scapedist.model.layers import matrix_precision
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_latents_are_not_changed(model):
     np.testing.assert_array_equal(latents, model.latents[:2])
 
 
-@pytest.mark.parametrize("dtype", [name for name in DTYPES if name != "tf32"])
+@pytest.mark.parametrize("dtype", [name for name in DTYPES if name not in GPU_ONLY])
 def test_volumes_are_float32_but_of_a_float64_field(model, dtype):
     volumes = Field(model.decoder, dtype=dtype).decode(model.latents[:1])
     assert volumes.dtype == (torch.float64 if dtype == "float64" else torch.float32)
@@ -137,9 +138,10 @@ def test_boxes_that_the_model_cannot_give_are_refused(model, box_size):
 def test_precisions_that_there_are_not_are_refused(model):
     with pytest.raises(InputError, match=r"one of float64, float32.*It is 'float8'"):
         model.decode(model.latents[:1], dtype="float8")
-    with pytest.raises(InputError, match=r"tf32 needs a GPU.*Use float32"):
-        Field(model.decoder, dtype="tf32")
-    check_dtype("tf32", "cuda")
+    for dtype in GPU_ONLY:
+        with pytest.raises(InputError, match=rf"{dtype} needs a GPU.*Use float32"):
+            Field(model.decoder, dtype=dtype)
+        check_dtype(dtype, "cuda")
 
 
 def exhausted_above(monkeypatch, most_rows, text):
@@ -210,8 +212,9 @@ def test_a_field_on_a_device(model, device):
     points = np.ascontiguousarray(exact.lattice().coordinates[:50])
     features = exact.features(latents, points, 20)
     tolerances = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2, "tf32": 5e-3}
+    tolerances["float16x3"] = 1e-5
     for dtype, tolerance in tolerances.items():
-        if dtype == "tf32" and device == "cpu":
+        if dtype in GPU_ONLY and device == "cpu":
             continue
         some = Field(model.decoder, device, dtype)
         found = some.decode(latents).cpu().double()
@@ -220,7 +223,17 @@ def test_a_field_on_a_device(model, device):
         assert (found - features).norm() < tolerance * features.norm()
 
 
-def test_precisions_are_as_they_were_afterwards(model):
+@pytest.mark.parametrize(
+    ("cache_mib", "activation_bytes", "activations"),
+    [(50, 4, 2**23), (40, 4, 2**23), (126, 4, 2**24), (50, 8, 2**22), (50, 10, 2**22),
+     (6, 4, 2**22), (4000, 4, 2**26)],
+)  # fmt: skip
+def test_activations_fit_the_cache_of_a_gpu(cache_mib, activation_bytes, activations):
+    """Of an H100 or H200, an A100, a B200; in float32 and float16x3; of one that is too small."""
+    assert device_activations(cache_mib * 2**20, activation_bytes) == activations
+
+
+def test_precisions_are_as_they_were_afterwards():
     """What a precision asks of the matrix units holds for the field's own products alone."""
     units = torch.backends.cuda.matmul
 
@@ -231,12 +244,11 @@ def test_precisions_are_as_they_were_afterwards(model):
             units.allow_bf16_reduced_precision_reduction,
         )
 
-    before, seen, some = chosen(), [], Field(model.decoder, dtype="bfloat16")
-    with some._precision():
+    before, seen = chosen(), []
+    with matrix_precision("bfloat16"):
         seen.append(chosen())
     assert seen == [("highest", False, False)]
-    some.dtype = "tf32"
-    with suppress(ValueError), some._precision():
+    with suppress(ValueError), matrix_precision("tf32"):
         seen.append(chosen())
         raise ValueError("stopped")
     assert seen[1] == ("high", False, False)
