@@ -1,7 +1,13 @@
-"""The stand-in for a GPU."""
+"""Stand-ins for a GPU. Triton's interpreter must be chosen before Triton loads."""
+
+import os
 
 import cupy_stand_in
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture
