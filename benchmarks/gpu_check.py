@@ -13,6 +13,7 @@ GPU.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import sys
 import tempfile
@@ -43,6 +44,7 @@ from scapedist.analysis.linkage import nearest_neighbor_chain  # noqa: E402
 from scapedist.analysis.mask import Mask  # noqa: E402
 from scapedist.analysis.reduced import Calibration, FieldModel, fit_ridge  # noqa: E402
 from scapedist.model import field as module  # noqa: E402
+from scapedist.model import precision  # noqa: E402
 from scapedist.model.decoder import GPU_ONLY, Decoder  # noqa: E402
 from scapedist.model.field import Field, free_bytes  # noqa: E402
 from scapedist.model.layers import SPLIT_BY, kernels_of  # noqa: E402
@@ -323,6 +325,22 @@ def beside_products(check: Check) -> None:
     high, again, low = split.double().split(width, 1)
     error = relative(high + low / SPLIT_BY, (sums + codes[0]).relu().double())
     check.add("split against float32", error + float((high != again).any()), "relative L2", 3e-7)
+
+
+def precisions(check: Check) -> None:
+    """What ``--dtype auto`` measures and would take, on random weights."""
+    box = check.size.boxes[0]
+    decoder = random_decoder(box, check.size.width)
+    work = partial(precision.measure, decoder, latents_of(12), box, check.device)
+    found = check.once("all precisions", work)
+    for dtype, one in found.items():
+        seconds, error = one["seconds_a_volume"], one["error"]
+        check.add(f"{dtype}: a volume's field", seconds * 1e3, "ms")
+        check.add(f"{dtype}: in coordinates", math.nan if error is None else error, "of the spread")
+    chosen = precision.fastest(found)
+    print(f"taken: {chosen}", flush=True)
+    check.add(f"float32 over what is taken, {chosen}", found["float32"]["seconds_a_volume"]
+              / found[chosen]["seconds_a_volume"], "times")  # fmt: skip
 
 
 def overflow(check: Check) -> None:
@@ -622,6 +640,7 @@ SECTIONS = {
     "linkage": linkage,
     "memory": memory,
     "beside products": beside_products,
+    "precisions": precisions,
     "overflow": overflow,
     "hidden layer": epilogue,
     "blocks": blocks,

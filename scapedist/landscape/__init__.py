@@ -115,7 +115,9 @@ def analyze(
     with open_workers(
         n_workers, scheduler=scheduler, memory_limit=memory_limit, gpus=gpus, cluster=cluster
     ) as workers:
-        check_dtype(chosen["generate"].get("dtype") or "float32", workers.device)
+        dtype = chosen["generate"].get("dtype") or "auto"
+        if dtype != "auto":
+            check_dtype(dtype, workers.device)
         check_linkage(chosen, workers.budget)
         workers.begin()  # they start meanwhile
         from scapedist.landscape.run import Run

@@ -17,12 +17,15 @@ from scapedist.files.aside import disk_errors
 from scapedist.model.workdir import Model, open_model, sha256_of
 from scapedist.settings import (
     STAGES,
+    GenerateSettings,
     SketchSettings,
     changed,
     from_record,
     options_of,
 )
+from scapedist.stages.chosen_precision import settled
 from scapedist.store import Begin, Progress, RunStore
+from scapedist.workers import Workers
 
 Body = Callable[[Begin], dict[str, Any]]
 """Function that makes something of a run and returns its record; it calls its argument before it
@@ -64,6 +67,11 @@ class Recorded:
             if declared.kind is Path and options.get(name):
                 options[name] = str(Path(options[name]).resolve())
         return changed(from_record(kind, self.store.last_settings(stage)), options)
+
+    def _settled(self, options: dict[str, Any], workers: Workers) -> GenerateSettings:
+        """Settings of the volumes with the options given, and a precision by its name."""
+        settings, asked = self._settings("generate", options), options.get("dtype")
+        return settled(self.store, lambda: self.model, settings, asked, workers, self.progress)
 
     def _fingerprint(self, stage: str, settings: Any, inputs: dict[str, Any]) -> str:
         """Fingerprint of all that a stage's results depend on."""

@@ -114,14 +114,14 @@ class Run(Recorded):
         of_mask = those_of(MaskSettings, options)
         inside = self._settings("mask", of_mask)
         rest = {name: value for name, value in options.items() if name not in of_mask}
-        settings = self._settings("generate", rest)
+        pool = or_here(workers)
+        settings = self._settled(rest, pool)
         inputs = dict(self.store.source["hashes"])
         if settings.store == "masked":
             inputs["mask"] = json.dumps(dataclasses.asdict(inside)) + hash_file(inside.mask)
         fingerprint = self._fingerprint("generate", settings, inputs)
 
         def body(begin: Begin) -> dict[str, Any]:
-            pool = or_here(workers)
             source = source_of_sketch(self.store, self.model, settings, pool)
             return volumes.make_volumes(
                 self.store, settings, inside, source, pool, fingerprint, begin, self.progress

@@ -66,7 +66,8 @@ class Measured:
     ) -> None:
         self._latents, self.volume_bytes = model.latents, 4 * box_size**3
         self.start_seconds = _seconds_since_start()
-        values = Field(model.decoder, dtype=settings.dtype)
+        # what is to be measured is priced as what it is compared with
+        values = Field(model.decoder, dtype=settings.dtype.replace("auto", "float32"))
         lattice = values.lattice(box_size)
         self.n_frequencies, self.hidden_size = lattice.n_points, model.decoder.hidden_size
         with one_thread():

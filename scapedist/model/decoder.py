@@ -120,4 +120,6 @@ def check_dtype(dtype: str, device: str = "cpu") -> None:
     if dtype not in DTYPES:
         raise InputError(f"A precision is one of {', '.join(DTYPES)}. It is {dtype!r}.")
     if dtype in GPU_ONLY and device == "cpu":
-        raise InputError(f"{dtype} needs a GPU, and the decoding runs on the CPU. Use float32.")
+        raise InputError(
+            f"{dtype} needs a GPU, and the decoding runs on the CPU. Use float32, or --gpus."
+        )

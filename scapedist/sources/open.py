@@ -10,7 +10,7 @@ import numpy as np
 
 from scapedist.analysis.sketch import Sketch
 from scapedist.errors import InputError
-from scapedist.model.decoder import check_dtype
+from scapedist.model.decoder import GPU_ONLY, check_dtype
 from scapedist.settings import GenerateSettings, SketchSettings
 from scapedist.sources.decoded import Decoded, read_weights, volume_box_size
 from scapedist.sources.maps import Maps, open_ensemble
@@ -49,11 +49,19 @@ def source_of_sketch(
     check_dtype(settings.dtype, workers.device)
     maps = maps_of(store)
     workers.check_files([store.directory, *([maps] if maps else model.files.values())])
+    if workers.device != "cpu":
+        workers.call(_check_device, settings.dtype, workers.device)
     if not maps:
         read_weights(model, workers)
     names = ("sketch/particle", "sketch/quality/particle")
     particles = np.concatenate([store.read(name) for name in names])
     return open_source(store, model, settings, store.read("latents")[particles], workers.device)
+
+
+def _check_device(dtype: str, device: str) -> None:
+    from scapedist.model.precision import check_device  # where torch is
+
+    check_device(dtype, device)
 
 
 def open_source(
@@ -96,7 +104,10 @@ def open_source(
 def decoded_by(
     model: Model, settings: GenerateSettings, latents: np.ndarray, device: str = "cpu"
 ) -> Decoded:
-    """The source of a model's volumes of latents (n, zdim), by the settings of a run's volumes."""
+    """The source of a model's volumes of latents (n, zdim), by the settings of a run's volumes.
+
+    What GPUs alone have is float32 on the CPU: particles of a run can be decoded on either.
+    """
     box_size = volume_box_size(settings, model.box_size)
     pixel_size = settings.pixel_size or model.pixel_size_angstroms
     return Decoded(
@@ -107,7 +118,7 @@ def decoded_by(
         device=device,
         decoder=model.decoder,
         latents=latents,
-        dtype=settings.dtype,
+        dtype="float32" if device == "cpu" and settings.dtype in GPU_ONLY else settings.dtype,
         architecture=model.architecture,
     )
 

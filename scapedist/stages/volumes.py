@@ -15,6 +15,7 @@ from scapedist.plan import DecodePlan, batches
 from scapedist.settings import GenerateSettings, MaskSettings
 from scapedist.sources.decoded import Decoded, plan_generation
 from scapedist.sources.source import Source
+from scapedist.stages.chosen_precision import recorded
 from scapedist.stages.mask import make_mask
 from scapedist.stages.masked_store import audit, pilot_rows
 from scapedist.stages.stored_rows import FULL, MASKED, PILOT, QUALITY
@@ -103,7 +104,7 @@ def make_volumes(
         "batch_size": plan.batch_size,
         "volumes_per_second": round(n_made / seconds, 2),
         "box_size": source.box_size,
-    }
+    } | recorded(store, settings)
     if masked:
         outside, escaped = (_gather(entries, MASKED, key, n) for key in ("outside", "escaped"))
         results |= audit(store, writing, outside.astype(np.int64), escaped, workers)

@@ -157,7 +157,7 @@ def test_what_an_option_declares():
 
 def test_choices_are_those_of_the_mathematics():
     assert options_of(SketchSettings)["method"].rule.choices == METHODS
-    assert options_of(GenerateSettings)["dtype"].rule.choices == DTYPES
+    assert options_of(GenerateSettings)["dtype"].rule.choices == ("auto", *DTYPES)
     assert options_of(StatesSettings)["linkage"].rule.choices == (*LINKAGES, "kmeans", "hdbscan")
 
 
