@@ -479,7 +479,9 @@ def landscape(check: Check) -> None:
         for number, device in enumerate(("cpu", check.device)):
             workers = Serial(device)
             run = Run.create(model, 14, Path(place) / str(number))
-            run.sketch(workers, size=n, quality_groups=2).generate(workers, box_size=box)
+            run.sketch(workers, size=n, quality_groups=2).generate(
+                workers, box_size=box, dtype="float32"
+            )
             run.mask().pca(workers, components=5).states(workers, states=4)
             if full:
                 embed = partial(run.embed, workers, tolerance=tolerance, strict=False)
