@@ -382,6 +382,8 @@ def install(monkeypatch: Any) -> ModuleType:
         "as_array",
         lambda tensor: device_array(as_array(tensor)) if state.depth else as_array(tensor),
     )
+    # Triton would launch its kernels on a GPU; the interpreter's are held to float64 elsewhere
+    monkeypatch.setattr("scapedist.model.layers.kernels_of", lambda device: None)
     memory = SimpleNamespace(get_allocator_backend=lambda: "native")
     for name, value in {
         "mem_get_info": lambda device=None: (FREE_BYTES, FREE_BYTES),
@@ -394,6 +396,7 @@ def install(monkeypatch: Any) -> ModuleType:
             L2_cache_size=50 * 2**20, major=9, minor=0, name="a stand-in"
         ),
         "get_device_capability": lambda device=None: (9, 0),
+        "get_device_name": lambda device=None: "a stand-in",
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     return modules["cupy"]
