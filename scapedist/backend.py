@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from scapedist.errors import InputError
+from scapedist.plan import HOST_COPIES
 
-HOST_COPIES = 6
-"""Most volumes that are on their way from a GPU to the disk at any time."""
 MOST_NEIGHBOURS = 1023
 """Most neighbours that cuML's HDBSCAN looks at."""
 PRODUCT_BYTES = 2**30

@@ -41,6 +41,8 @@ TILES_AHEAD = 32
 """Most received Gram tiles waiting to be placed."""
 MICRO_STATES = 4000
 """Most micro-states of linkage in two levels."""
+HOST_COPIES = 16
+"""Most volumes that are on their way from a GPU to the disk at any time."""
 FFT_VOLUMES = 6
 """Number of arrays of a volume's size held while one volume is transformed and written."""
 
@@ -125,8 +127,9 @@ def worker_bytes(
     values = batch_size * n_slots * 4
     volume = box_size**3 * 4
     lattice = 2 * volume + n_slots * 12
-    beside = FFT_VOLUMES * volume + lattice + 8 * n_weights + cached_bytes
-    return import_bytes(device) + values + beside
+    beside = lattice + 8 * n_weights + cached_bytes
+    held = (FFT_VOLUMES if device == "cpu" else HOST_COPIES) * volume
+    return import_bytes(device) + values + held + beside
 
 
 def plan_decode(

@@ -126,6 +126,21 @@ def _seed() -> Any:
     return option(0, "Of all random numbers.", rule=at_least(0, "A seed is 0 or more"))
 
 
+PRECISIONS = ("auto", "float64", "float32", "tf32", "float16x3", "bfloat16", "float16")
+
+
+def auto_tolerance(dtype: str) -> float | None:
+    """Largest error of a precision that is to be measured; None of one that has a name."""
+    word, colon, number = dtype.partition(":")
+    if word != "auto":
+        return None
+    try:
+        tolerance = float(number) if colon else 1e-3
+    except ValueError:
+        return None
+    return tolerance if 0 < tolerance < 1 else None
+
+
 class Settings:
     """Values of options, each held to its rule."""
 
@@ -194,10 +209,13 @@ class GenerateSettings(Settings):
     dtype: str = option(
         "float32",
         "Precision: float64, float32, bfloat16, float16, on GPUs tf32 and float16x3; auto: the "
-        "fastest with an error in coordinates below 0.001.",
+        "fastest whose error in coordinates is below 0.001 of their spread; auto:0.01: below that.",
         shown="float32; auto on GPUs",
-        rule=one_of(
-            "A precision", "auto", "float64", "float32", "tf32", "float16x3", "bfloat16", "float16"
+        rule=Rule(
+            f"A precision is one of {', '.join(PRECISIONS)}, or as auto:0.01 with a tolerance",
+            lambda value: value in PRECISIONS or auto_tolerance(str(value)) is not None,
+            "Choose one",
+            choices=PRECISIONS,
         ),
     )
     store: str = option(

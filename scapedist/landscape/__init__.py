@@ -96,6 +96,7 @@ def analyze(
     """
     from scapedist.model.decoder import check_dtype
     from scapedist.settings import (
+        auto_tolerance,
         by_stage,
         check_embedding,
         check_linkage,
@@ -116,7 +117,7 @@ def analyze(
         n_workers, scheduler=scheduler, memory_limit=memory_limit, gpus=gpus, cluster=cluster
     ) as workers:
         dtype = chosen["generate"].get("dtype") or "auto"
-        if dtype != "auto":
+        if auto_tolerance(dtype) is None:
             check_dtype(dtype, workers.device)
         check_linkage(chosen, workers.budget)
         workers.begin()  # they start meanwhile

@@ -23,7 +23,7 @@ from scapedist.analysis.mask import (
 from scapedist.files.mrc import read_map
 from scapedist.model.field import Field
 from scapedist.model.workdir import Model
-from scapedist.settings import GenerateSettings, MaskSettings
+from scapedist.settings import GenerateSettings, MaskSettings, auto_tolerance
 from scapedist.stages.mask import weights_of
 from scapedist.workers import one_thread
 
@@ -67,7 +67,8 @@ class Measured:
         self._latents, self.volume_bytes = model.latents, 4 * box_size**3
         self.start_seconds = _seconds_since_start()
         # what is to be measured is priced as what it is compared with
-        values = Field(model.decoder, dtype=settings.dtype.replace("auto", "float32"))
+        dtype = "float32" if auto_tolerance(settings.dtype) else settings.dtype
+        values = Field(model.decoder, dtype=dtype)
         lattice = values.lattice(box_size)
         self.n_frequencies, self.hidden_size = lattice.n_points, model.decoder.hidden_size
         with one_thread():

@@ -36,6 +36,9 @@ BUDGET_FRACTION = 0.5
 LATENTS_TOGETHER = 4
 """Number of latents whose products a GPU does at once where they are of many points: the
 first-layer part of a point is read once for all of them."""
+GROUP_LATENTS, SHARING_LATENTS = 8, 64
+"""Number of latents that a GPU evaluates before it makes their volumes: where the first layer is
+kept, and where it is made anew for each group."""
 LEAST_ACTIVATIONS, MOST_ACTIVATIONS = 2**22, 2**26
 """Fewest activations that fill a GPU, and most that are computed at once."""
 USUAL_CACHE_BYTES = 40 * 2**20
@@ -254,8 +257,7 @@ class Field:
             for start in range(0, len(points), rows):
                 yield start, self._cached[1][start : start + rows]
             return
-        n_bytes = len(points) * width * self._first_bias.element_size()
-        keep = n_bytes <= (CACHE_BYTES if self.memory_bytes is None else self.memory_bytes // 4)
+        keep = self._keeps(len(points))
         blocks = self._first_bias.new_empty((len(points) if keep else 0, width))
         for start in range(0, len(points), rows):
             chunk = torch.from_numpy(points[start : start + rows]).to(self.device, self._exact)
@@ -282,10 +284,21 @@ class Field:
         return max(LEAST_ROWS, min(rows, most))
 
     def _together(self, lattice: Lattice) -> int:
-        """Number of latents whose values are held at once."""
+        """Number of latents that are evaluated before the first of their volumes is made.
+
+        On a GPU they are few, so that volumes are copied and written while others are evaluated;
+        where each group makes the first layer anew there are more to share it.
+        """
         if self.memory_bytes is None:
             return np.iinfo(np.int64).max
-        return max(1, self.memory_bytes // 4 // (lattice.n_slots * self._exact.itemsize))
+        most = max(1, self.memory_bytes // 4 // (lattice.n_slots * self._exact.itemsize))
+        group = GROUP_LATENTS if self._keeps(lattice.n_points) else SHARING_LATENTS
+        return most if self._on_cpu else min(most, group)
+
+    def _keeps(self, n_points: int) -> bool:
+        """Whether the first layer's parts of some points are kept between batches."""
+        n_bytes = n_points * self.decoder.hidden_size * self._first_bias.element_size()
+        return n_bytes <= (CACHE_BYTES if self.memory_bytes is None else self.memory_bytes // 4)
 
     def sparing(self, work: Callable[[], T]) -> T:
         """Result of some work of this field, done again with less memory where there is not enough.

@@ -12,8 +12,6 @@ from scapedist.errors import InputError
 from scapedist.model.decoder import Decoder
 from scapedist.model.field import Field
 
-PRECISION_TOLERANCE = 1e-3
-"""Largest error in coordinates, relative to the volumes' spread, of a precision that is chosen."""
 MEASURED_POINTS = 2**15
 """Most frequencies per volume that are measured on; of larger boxes as many random ones."""
 ON_CPU = ("float32", "bfloat16")
@@ -85,10 +83,8 @@ def error_in_coordinates(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float(projected.norm() / variance[kept].sum().sqrt())
 
 
-def fastest(
-    measured: dict[str, dict[str, float | None]], tolerance: float = PRECISION_TOLERANCE
-) -> str:
-    """The fastest precision whose error is below the tolerance; float32 where none is."""
+def fastest(measured: dict[str, dict[str, float | None]], tolerance: float) -> str:
+    """The fastest precision whose error is below a tolerance; float32 where none is."""
     seconds = {
         dtype: one["seconds_a_volume"] or math.inf
         for dtype, one in measured.items()

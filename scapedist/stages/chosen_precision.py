@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scapedist.plan import spread_evenly
-from scapedist.settings import GenerateSettings
+from scapedist.settings import GenerateSettings, auto_tolerance
 from scapedist.sources.decoded import Decoded, read_weights
 from scapedist.sources.open import decoded_by
 from scapedist.store import Progress, RunStore
@@ -36,7 +36,8 @@ def settled(
     worker, and what was found is kept in the run. The model is opened for that alone.
     """
     begun = store.last_settings("generate")
-    if asked not in (None, "auto") or (asked is None and (begun or workers.device == "cpu")):
+    tolerance = auto_tolerance(asked or "auto")
+    if tolerance is None or (asked is None and (begun or workers.device == "cpu")):
         return settings
     if begun:
         return dataclasses.replace(settings, dtype=begun["settings"]["dtype"])
@@ -50,20 +51,21 @@ def settled(
     some = particles[spread_evenly(len(particles), MEASURED_VOLUMES)]
     latents = store.read("latents")[some]
     source = decoded_by(opened, settings, latents, workers.device)
-    (found,) = workers.gather(_measured, source, [latents])
+    (found,) = workers.gather(_measured, source, [(latents, tolerance)])
     with store.lock():
         store.write_source(store.source | {"precision": found})
     return dataclasses.replace(settings, dtype=found["dtype"])
 
 
-def _measured(source: Decoded, latents: np.ndarray) -> dict[str, Any]:
+def _measured(source: Decoded, task: tuple[np.ndarray, float]) -> dict[str, Any]:
+    latents, tolerance = task
     from scapedist.model import precision  # where torch is
 
     of_each = precision.measure(source.decoder, latents, source.box_size, source.device)
     return {
-        "dtype": precision.fastest(of_each),
+        "dtype": precision.fastest(of_each, tolerance),
         "device": source.device,
-        "tolerance": precision.PRECISION_TOLERANCE,
+        "tolerance": tolerance,
         "volumes": len(latents),
         "candidates": of_each,
     }

@@ -154,6 +154,21 @@ def test_auto_is_measured_once_recorded_and_kept(adk_workdir, tmp_path, monkeypa
     assert "dtype" not in plain.store.stages["generate"]["results"]
 
 
+def test_auto_takes_a_tolerance(adk_workdir, tmp_path):
+    run = begun(adk_workdir, tmp_path / "run").generate(box_size=BOX, dtype="auto:0.2")
+    found = run.store.stages["generate"]["results"]["precision"]
+    assert found["tolerance"] == 0.2
+    assert found["candidates"]["bfloat16"]["error"] < 0.2
+    assert found["dtype"] == fastest(found["candidates"], 0.2)
+    assert run.store.stages["generate"]["settings"]["dtype"] == found["dtype"]
+
+
+@pytest.mark.parametrize("wrong", ["auto:", "auto:x", "auto:0", "auto:1", "auto:nan", "automatic"])
+def test_a_tolerance_is_a_fraction(wrong):
+    with pytest.raises(InputError, match=r"or as auto:0\.01 with a tolerance"):
+        GenerateSettings(dtype=wrong)
+
+
 def as_if_fast(*_):
     return {"float32": of(1e-7, 8.0), "bfloat16": of(5e-4, 1.0)}
 

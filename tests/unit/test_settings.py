@@ -172,7 +172,7 @@ def test_options_of_workers_are_what_opens_them():
         (SketchSettings, {"size": 1}, "2 volumes or more. --sketch-size is 1. Use 2 or more."),
         (SketchSettings, {"quality_groups": -1}, "from 0. quality_groups is -1. Use 0 or more."),
         (GenerateSettings, {"pilot_volumes": 0}, "--pilot-volumes is 0. Use 1 or more."),
-        (GenerateSettings, {"dtype": None}, "float16. It is None. Choose one."),
+        (GenerateSettings, {"dtype": None}, "with a tolerance. It is None. Choose one."),
         (GenerateSettings, {"pixel_size": math.nan}, "0 Å. It is nan. Give another"),
         (MaskSettings, {"threshold": math.inf}, "is a density. It is inf. Give a number."),
         (StatesSettings, {"linkage": "x"}, "kmeans, hdbscan. It is 'x'. Choose one."),
