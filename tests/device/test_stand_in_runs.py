@@ -11,6 +11,7 @@ from random_model import copy_with_particles
 
 from scapedist import cli, landscape
 from scapedist.landscape import Run
+from scapedist.model.field import Field
 from scapedist.particles import place, population
 from scapedist.plan import LinkagePlan
 from scapedist.stages import states
@@ -156,6 +157,23 @@ def test_a_batch_is_not_waited_for(few, tmp_path, pool, monkeypatch):
     run.generate(pool, box_size=12, store="masked", pilot_volumes=6)
     assert found == [0] * len(found)
     assert found
+
+
+def test_few_latents_are_evaluated_before_the_first_volume_is_there(adk, gpu, monkeypatch):
+    """So that it is copied and written while others are evaluated; more share a first layer."""
+    evaluated, values = [], Field._values
+
+    def counted(self, latents, lattice):
+        evaluated.append(len(latents))
+        return values(self, latents, lattice)
+
+    monkeypatch.setattr(Field, "_values", counted)
+    for kept, together in ((True, 8), (False, 64)):
+        evaluated.clear()
+        monkeypatch.setattr(Field, "_keeps", lambda *_, kept=kept: kept)
+        with cupy_stand_in.on_device():
+            next(Field(adk.decoder, "cuda").volumes(adk.latents[:100], 12))
+        assert evaluated == [together]
 
 
 # -- the command line
