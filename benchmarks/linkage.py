@@ -131,11 +131,9 @@ def by_rounds(method: str, given: np.ndarray) -> np.ndarray:
 def by_two_levels(method: str, given: np.ndarray) -> np.ndarray:
     """Labels (n,) of scapedist's states by way of micro-states."""
     from scapedist.backend import nearest_by_products
-    from scapedist.stages.states import PRODUCT_PANELS
 
     n_micro = min(len(given) // 4, MICRO_STATES)
-    nearest = partial(nearest_by_products, product_bytes=PRODUCT_PANELS * PANEL_BYTES // 2)
-    return ours.two_level(given, method, n_micro, nearest, 0).cut(N_STATES)
+    return ours.two_level(given, method, n_micro, nearest_by_products, 0).cut(N_STATES)
 
 
 REFERENCE, TWO_LEVELS, OF_MANY = "SciPy", "scapedist, two levels", "scapedist, vectors"

@@ -8,6 +8,7 @@ numpy's functions work on CuPy's arrays too (they dispatch), so that most code n
 from __future__ import annotations
 
 import functools
+import os
 import queue
 import warnings
 from collections.abc import Callable
@@ -19,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from scapedist.errors import InputError
-from scapedist.plan import HOST_COPIES
+from scapedist.plan import HOST_COPIES, batches
 
 MOST_NEIGHBOURS = 1023
 """Most neighbours that cuML's HDBSCAN looks at."""
-PRODUCT_BYTES = 2**30
-"""Default bytes of the distances that a nearest-center search holds at once."""
+PRODUCTS = {"cpu": (512, 512), "cuda": (8192, 4096)}
+"""Points and centers whose products are held at once: on the CPU in its cache."""
 
 
 # -- arrays
@@ -312,36 +313,50 @@ def nearest_by_gpu(centers: np.ndarray, points: np.ndarray) -> tuple[np.ndarray,
     return nearest_by_products(to_device(centers, "cuda"), to_device(points, "cuda"))
 
 
-def nearest_by_products(
-    centers: Any, points: Any, product_bytes: int = PRODUCT_BYTES
-) -> tuple[np.ndarray, np.ndarray]:
+def nearest_by_products(centers: Any, points: Any) -> tuple[np.ndarray, np.ndarray]:
     """Distance and number of the center nearest to each point, from all distances in float64.
+
+    Half a squared distance, less what all centers share, is one product: that of the point and 1
+    with minus the center and half its squared norm.
 
     Parameters
     ----------
     centers : (m, k) float
     points : (n, k) float
         Points, a numpy or CuPy array.
-    product_bytes
-        Bytes of the distances that are held at once.
 
     Returns
     -------
     distance : (n,) float64
     number : (n,) int64
     """
-    centers, points = centers.astype(np.float64), points.astype(np.float64)
+    on_cpu = array_module(points) is np
+    n_rows, n_columns = PRODUCTS["cpu" if on_cpu else "cuda"]
+    centers = centers.astype(np.float64)
     origin = centers.mean(0)  # products of small numbers lose less
-    centers, points = centers - origin, points - origin
-    half_norms = np.square(centers).sum(1) / 2
-    rows = max(1, product_bytes // (16 * len(centers)))
+    centers = centers - origin
+    factors = np.column_stack([-centers, np.square(centers).sum(1) / 2])
     distance, number = np.empty(len(points)), np.empty(len(points), np.int64)
-    for start in range(0, len(points), rows):
-        some = points[start : start + rows]
-        nearest = (half_norms - some @ centers.T).argmin(1)
-        number[start : start + rows] = to_host(nearest)
-        gaps = np.square(some - centers[nearest]).sum(1)
-        distance[start : start + rows] = to_host(np.sqrt(gaps))
+
+    def search(span: tuple[int, int]) -> None:
+        some = points[slice(*span)].astype(np.float64) - origin
+        ours = np.column_stack([some, np.ones_like(some[:, 0])])
+        least = nearest = None
+        for first, last in batches(len(centers), n_columns):
+            products = ours @ factors[first:last].T
+            row = products.argmin(1)
+            value = np.take_along_axis(products, row[:, None], 1)[:, 0]
+            if least is not None:  # of equally near centers the first
+                row = np.where(value < least, row + first, nearest)
+                value = np.minimum(value, least)
+            least, nearest = value, row
+        number[slice(*span)] = to_host(nearest)
+        distance[slice(*span)] = to_host(np.sqrt(np.square(some - centers[nearest]).sum(1)))
+
+    # products as small as these are slower by all threads together than by each its own
+    with one_numpy_thread(), ThreadPoolExecutor(os.cpu_count()) as threads:
+        for _ in (threads.map if on_cpu else map)(search, batches(len(points), n_rows)):
+            pass
     return distance, number
 
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from scapedist.backend import nearest_by_products
 from scapedist.errors import InputError
+from scapedist.plan import spread_evenly
 
 PLUSPLUS_LIMIT = 2000
 """Largest sketch that starts from k-means++; a larger one starts from random particles."""
 MAX_ITERATIONS = 10
+TREE_DIMENSIONS = 8
+"""Dimensions up to which nearest centers are always found by a tree."""
+SAMPLE, MOST_SEARCHED = 64, 1 / 16
+"""Number of points on which a search by tree is tried, and the largest fraction of the tree that it
+may look into: beyond, products with all centers take less time."""
 Nearest = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 METHODS = ("kmeans", "uniform", "geometric")
 
@@ -150,7 +158,7 @@ def _kmeans_sketch(
 def lloyd(
     points: np.ndarray, centers: np.ndarray, nearest: Nearest
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's iterations with a k-d tree over the centers: memory of order n + size.
+    """Lloyd's iterations, in memory of order n + size.
 
     scikit-learn's k-means adds partial sums in the order in which threads finish; here sums run in
     the particles' order, so that the same seed gives the same sketch.
@@ -174,11 +182,32 @@ def lloyd(
 
 
 def nearest_center(centers: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance and number of the center nearest to each point."""
+    """Distance and number of the center nearest to each point, by a k-d tree or by products.
+
+    In many dimensions a tree hardly narrows the search, unless the points lie along few of them.
+    Which way is taken follows from the centers and the points alone, so that it is the same
+    everywhere.
+    """
     from scipy.spatial import cKDTree  # where it is used: settings are checked before
 
-    distances, nearest = cKDTree(centers).query(points, workers=-1)
+    tree = cKDTree(centers)
+    if centers.shape[1] > TREE_DIMENSIONS:
+        some = points[spread_evenly(len(points), SAMPLE)]
+        if _searched(tree, some) > MOST_SEARCHED:
+            return nearest_by_products(centers, points)
+    distances, nearest = tree.query(points, workers=-1)
     return distances, nearest
+
+
+def _searched(tree: Any, points: np.ndarray) -> float:
+    """Fraction of a tree's leaves that a search looks into: those as near as the nearest center."""
+    starts, ordered = np.arange(0, tree.n, tree.leafsize), tree.data[tree.indices]
+    low, high = np.minimum.reduceat(ordered, starts), np.maximum.reduceat(ordered, starts)
+    near = [
+        np.linalg.norm(np.maximum(np.maximum(low - point, point - high), 0), axis=1) <= distance
+        for point, distance in zip(points, tree.query(points)[0], strict=True)
+    ]
+    return float(np.mean(near))
 
 
 def _draw_spread(points: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -206,16 +206,14 @@ def kmeans(stored: StoredPoints, n_states: int, seed: int) -> np.ndarray:
     return backend.kmeans(stored.read(), n_states, seed, 300, n_starts=10)[1]
 
 
-def two_level(
-    stored: StoredPoints, method: str, n_micro: int, product_bytes: int, seed: int
-) -> linkage.TwoLevel:
+def two_level(stored: StoredPoints, method: str, n_micro: int, seed: int) -> linkage.TwoLevel:
     """Linkage of the volumes by way of micro-states, from their coordinates."""
     points = stored.read()
 
     def nearest(centers: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distance and number of the center nearest to each point, where the points are."""
         there = backend.to_device(centers, stored.device)
-        return backend.nearest_by_products(there, points, product_bytes)
+        return backend.nearest_by_products(there, points)
 
     return linkage.two_level(backend.to_host(points), method, n_micro, nearest, seed)
 

@@ -156,12 +156,7 @@ def _grouped(store: RunStore, settings: StatesSettings, workers: Workers) -> _Gr
             "or a larger --memory-limit."
         )
     both = near.call(
-        distances.two_level,
-        points,
-        settings.linkage,
-        plan.micro_states,
-        PRODUCT_PANELS * PANEL_BYTES // 2,
-        settings.seed,
+        distances.two_level, points, settings.linkage, plan.micro_states, settings.seed
     )
     how = f"{len(both.tree) + 1} micro-states (k-means on isometric coordinates), then linkage"
     return _Grouped(both.cut(settings.states), how, both.tree, both.micro)

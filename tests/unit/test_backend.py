@@ -1,7 +1,9 @@
 """What a GPU does otherwise than the CPU, as far as the CPU can show it; the rest on a GPU."""
 
+import os
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -70,13 +72,25 @@ def test_nearest_centers_are_those_of_a_tree(device):
     np.testing.assert_allclose(distance, wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_nearest_centers_block_by_block(monkeypatch):
-    some, centers = points(100, seed=1), points(7, seed=2)
-    whole = backend.nearest_by_products(centers, some)
-    monkeypatch.setattr(backend, "PRODUCT_BYTES", 8 * 7 * 9)
-    parts = backend.nearest_by_products(centers, some)
-    for one, other in zip(whole, parts, strict=True):
-        np.testing.assert_array_equal(one, other)
+def test_nearest_centers_block_by_block(device, monkeypatch):
+    some, centers = points(100, seed=1), points(23, seed=2)
+    centers[[4, 9, 21]] = centers[[0, 1, 2]] = some[:3]
+    whole = backend.nearest_by_products(on(device, centers), on(device, some))
+    np.testing.assert_array_equal(whole[1][:3], [0, 1, 2])  # of equal ones the first
+    assert not whole[0][:3].any()
+    monkeypatch.setattr(backend, "PRODUCTS", {"cpu": (9, 5), "cuda": (9, 5)})
+    parts = backend.nearest_by_products(on(device, centers), on(device, some))
+    np.testing.assert_array_equal(whole[1], parts[1])
+    np.testing.assert_array_equal(whole[0], parts[0])
+
+
+def test_nearest_centers_take_no_memory_of_all_distances():
+    some, centers = points(20_000, 3, seed=1), points(4000, 3, seed=2)
+    tracemalloc.start()
+    backend.nearest_by_products(centers, some)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (8 + 4 * os.cpu_count()) * 2**20  # all distances are 610 MiB
 
 
 @pytest.mark.parametrize("method", ["kmeans", "uniform", "geometric"])

@@ -186,6 +186,45 @@ def test_drawn_sketches_bear_duplicates(latents):
         assert made.occupancy.min() >= 1
 
 
+def spread_over(n_dimensions, of=64, n=6000):
+    """Points (n, of) along few dimensions, with a little noise in all, turned."""
+    rng = np.random.default_rng(n_dimensions)
+    points = 0.02 * rng.normal(size=(n, of))
+    points[:, :n_dimensions] += rng.normal(size=(n, n_dimensions))
+    return points @ np.linalg.qr(rng.normal(size=(of, of)))[0]
+
+
+@pytest.mark.parametrize(
+    ("n_dimensions", "of", "by_tree"),
+    [(2, 64, True), (3, 64, True), (20, 64, False), (64, 64, False), (2, 12, True),
+     (12, 12, False), (8, 8, True)],
+)  # fmt: skip
+def test_nearest_centers_are_found_the_faster_way(monkeypatch, n_dimensions, of, by_tree):
+    points = spread_over(n_dimensions, of)
+    centers, taken = points[:2000], []
+
+    def noted(*arrays):
+        taken.append("products")
+        return products(*arrays)
+
+    products = module.nearest_by_products
+    monkeypatch.setattr(module, "nearest_by_products", noted)
+    distance, number = module.nearest_center(centers, points)
+    assert taken == ([] if by_tree else ["products"])
+    wanted = cdist(points, centers)
+    np.testing.assert_array_equal(number, wanted.argmin(1))
+    np.testing.assert_allclose(distance, wanted.min(1), rtol=1e-9, atol=1e-12)
+
+
+def test_a_sketch_of_many_dimensions_is_the_same_either_way(monkeypatch):
+    latents = spread_over(64).astype(np.float32)
+    found = make_sketch(latents, 100, seed=3)
+    monkeypatch.setattr(module, "TREE_DIMENSIONS", 64)
+    wanted = make_sketch(latents, 100, seed=3)
+    np.testing.assert_array_equal(found.particle, wanted.particle)
+    np.testing.assert_array_equal(found.assignment, wanted.assignment)
+
+
 def test_a_quality_sample(sketch):
     group, particle = quality_sample(sketch, 8, 4, seed=0)
     assert group.shape == particle.shape == (32,)
