@@ -5,6 +5,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from scapedist.analysis import reduced as maths
+from scapedist.particles.fit_reduced import further_volumes
 
 
 def test_candidates_are_as_many_at_any_radius():
@@ -109,3 +110,12 @@ def test_calibration_finds_the_power_law():
     np.testing.assert_allclose(found.residual(q), 3 * q**2)
     flat = maths.calibrate(np.ones(5), np.ones(5), np.ones(5), np.full(5, 0.5))
     assert np.isfinite(flat.error(np.array([0.0, 1.0]))).all()
+
+
+@pytest.mark.parametrize(
+    ("n_particles", "numbers"),
+    [(40, [40]), (2900, [116]), (19_400, [400, 776]), (60_000, [400, 800, 1600, 2400]),
+     (1_000_000, [400, 800, 1600, 3200])],
+)  # fmt: skip
+def test_more_particles_may_train_a_map_with_more_volumes(n_particles, numbers):
+    assert further_volumes(n_particles) == numbers
