@@ -169,12 +169,12 @@ def fit_ridge(kernel: np.ndarray, targets: np.ndarray) -> Ridge:
     values, vectors = np.linalg.eigh(kernel)
     projected = vectors.T @ (targets - mean)
     best: Ridge | None = None
-    least = np.inf
+    least, squared = np.inf, np.square(vectors)
     for ridge in RIDGES * float(np.trace(kernel)):
         inverse = 1 / (np.maximum(values, 0) + ridge)
         weights = vectors @ (inverse[:, None] * projected)
         # residual / (1 - leverage); the row's share in the mean counts as leverage too
-        slack = ridge * (np.square(vectors) @ inverse) - 1 / len(kernel)
+        slack = ridge * (squared @ inverse) - 1 / len(kernel)
         left_out = ridge * weights / np.maximum(slack, 1e-12)[:, None]
         # the median: training volumes lie at the landscape's rim, most particles within
         error = float(np.median(np.square(left_out).sum(1)))

@@ -16,11 +16,12 @@ from scapedist.landscape.speed import Measured, seconds_of
 from scapedist.model.workdir import open_model
 from scapedist.particles.embed import embedding_of
 from scapedist.particles.exact import WRITE_ROWS
-from scapedist.particles.fit_reduced import BLOCK_BYTES, FURTHER, HELD_OUT, SKETCH_ROWS
+from scapedist.particles.fit_reduced import FURTHER, HELD_OUT, SKETCH_ROWS
 from scapedist.particles.methods import CHECKED_PARTICLES
 from scapedist.plan import (
     IMPORT_BYTES,
     ISOMETRIC_COLUMNS,
+    MAP_BLOCK_BYTES,
     PANEL_BYTES,
     ComponentsPlan,
     LinkagePlan,
@@ -343,7 +344,7 @@ def _embedding(
         further = min(FURTHER[0], max(FURTHER[0] // 4, particles // 25))
         volumes = min(SKETCH_ROWS, n) + further + HELD_OUT
         features = 4 * volumes * (measured.hidden_size + 2) * (USUAL_POINTS // 2)
-        blocks = MAP_BLOCKS * min(BLOCK_BYTES["cpu"], features)
+        blocks = MAP_BLOCKS * min(MAP_BLOCK_BYTES["cpu"], features)
         here, worker = max(here, LATER_BYTES + blocks), work + blocks
     return StageCost(
         seconds,

@@ -14,7 +14,7 @@ from scapedist.analysis import reduced as maths
 from scapedist.analysis.agreement import relative_error, total_deviation
 from scapedist.errors import InputError
 from scapedist.particles.exact import Embedder
-from scapedist.plan import batches, spread_evenly
+from scapedist.plan import MAP_BLOCK_BYTES, batches, map_bytes, spread_evenly
 from scapedist.settings import NOT_WHERE_CLIPPED, EmbedSettings
 from scapedist.sources.decoded import field_of
 from scapedist.stages.decoded_rows import Projection
@@ -33,6 +33,11 @@ MOST_DECODED = 25
 """One further training volume for so many particles, at most: a map must not cost what it saves."""
 POINTS = (100, 200, 400, 800, 1600)
 """Numbers of points, tried until a map reaches its tolerance."""
+POINT_SHARE, MOST_POINT_SHARE = 64, 16
+"""One point for so many of the lattice's, at most; and with many training volumes, or the most that
+there are."""
+MANY_FURTHER = 1600
+"""Number of further training volumes from which more points are cheaper than more volumes."""
 CANDIDATES, ENERGY_VOLUMES = 8192, 32
 HIDDEN_FEATURES = 2**18
 """Most hidden activations that are features; the field is one at every point."""
@@ -40,8 +45,6 @@ HIDDEN_SHARE = 5.0
 """Weight of the hidden layer's part of the kernel, relative to the field's."""
 EXACT_BYTES = 8 * 2**20
 """Bytes of features in float64 that are added up at once."""
-BLOCK_BYTES = {"cpu": 64 * 2**20, "cuda": 4 * 2**30}
-"""Bytes of all training volumes' features at the points of a block."""
 EXACT_ABOVE = 4.0
 """Multiple of the tolerance from which a particle's expected error has it decoded exactly."""
 MOST_EXACT = 0.02
@@ -103,8 +106,13 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
     taught = fitted[spread_evenly(len(fitted), SKETCH_ROWS)]
     coordinates = store.read("sketch/coordinates")[taught]
     residual = store.read("sketch/residual")[taught]
-    points = _points(embedder, sketch, settings.seed)
-    numbers = further_volumes(len(others) - n_held)
+    points, n_few = _points(embedder, sketch, settings.seed)
+    budget = embedder.workers.budget
+    numbers = [
+        number
+        for number in further_volumes(len(others) - n_held)
+        if number <= FURTHER[0] or map_bytes(len(taught) + number) <= budget.n_bytes
+    ]
     further = maths.spread_rows(
         embedder.latents, np.concatenate([sketch, held]), numbers[-1], settings.seed
     )
@@ -119,7 +127,8 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
             n=len(taught) + n_further,
             n_sketch=len(taught),
         )
-        found = _fit(embedder, known, points, settings.tolerance)
+        few = n_further < min(MANY_FURTHER, numbers[-1])
+        found = _fit(embedder, known, points[:n_few] if few else points, settings.tolerance)
         if not best or found["relative_error"] < best["relative_error"]:
             best = found | {"known": known}
         if found["reached"]:
@@ -149,8 +158,8 @@ def further_volumes(n_particles: int) -> list[int]:
     return [number for number in FURTHER if number < most] + [most]
 
 
-def _points(embedder: Embedder, sketch: np.ndarray, seed: int) -> np.ndarray:
-    """Lattice points (m, 3) float32 in the order in which maps take them."""
+def _points(embedder: Embedder, sketch: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
+    """Lattice points (m, 3) float32 in the order in which maps take them, and how many at first."""
     source = embedder.projection.source
     lattice = source.decoder.lattice(source.box_size)
     candidates = lattice.coordinates[maths.draw_candidates(lattice.coordinates, CANDIDATES, seed)]
@@ -161,8 +170,11 @@ def _points(embedder: Embedder, sketch: np.ndarray, seed: int) -> np.ndarray:
     squared = np.square(candidates.astype(np.float64)).sum(1)
     if len(candidates) < lattice.n_points:  # they were drawn evenly over radii, not over space
         energy = energy * np.maximum(squared, 1e-4 * squared.max())
-    n = min(POINTS[-1], max(POINTS[0], lattice.n_points // 64), len(candidates))
-    return np.ascontiguousarray(candidates[maths.choose_points(candidates, energy, n)])
+    few, most = (
+        min(POINTS[-1], max(POINTS[0], lattice.n_points // share), len(candidates))
+        for share in (POINT_SHARE, MOST_POINT_SHARE)
+    )
+    return np.ascontiguousarray(candidates[maths.choose_points(candidates, energy, most)]), few
 
 
 def _spans(
@@ -172,7 +184,7 @@ def _spans(
     decoder = embedder.projection.source.decoder
     with_hidden = _n_hidden(decoder.hidden_size)
     size = max(
-        1, BLOCK_BYTES[embedder.workers.device] // (4 * n_latents * (decoder.hidden_size + 2))
+        1, MAP_BLOCK_BYTES[embedder.workers.device] // (4 * n_latents * (decoder.hidden_size + 2))
     )
     blocks = []
     for a, b in ((start, min(stop, with_hidden)), (max(start, with_hidden), stop)):
