@@ -2,7 +2,7 @@
 
 CuPy refuses numpy's arrays where the stand-in does: in an operation with its own, in an assignment,
 in an implicit conversion. Names and keywords that CuPy has not are refused too
-(``cupy_names.json``). An array cannot be made or touched outside :func:`on_device`, which is how
+(``signatures.json``). An array cannot be made or touched outside :func:`on_device`, which is how
 tests see that the process that sends work never uses a device, and cannot be pickled, which is how
 they see what is sent. It counts where the host would wait for the device.
 """
@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,9 @@ from torch.overrides import TorchFunctionMode
 from scapedist import backend
 from scapedist.workers import Serial
 
-NAMES = json.loads(Path(__file__).with_name("cupy_names.json").read_text())
+RECORD = json.loads(Path(__file__).with_name("signatures.json").read_text())["signatures"]
+MEMBERS = {"dtype", "flags", "nbytes", "ndim", "shape", "size"}
+"""Names of an array's members that are no methods, all of which CuPy has."""
 SCALARS = (int, float, bool, complex, np.generic)
 SYNCHRONISE = {"nonzero", "flatnonzero", "argwhere", "unique", "bincount", "repeat", "histogram"}
 """Functions whose result has a size that only the device knows."""
@@ -124,7 +127,7 @@ class ndarray:  # noqa: N801, D101
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in NAMES["ndarray"]:
+        if name not in MEMBERS and f"cupy.ndarray.{name}" not in RECORD:
             raise AttributeError(f"cupy.ndarray has no attribute {name!r}")
         found = getattr(self._held, name)
         if not callable(found):
@@ -164,7 +167,7 @@ class ndarray:  # noqa: N801, D101
         return self._held.item()
 
     def __array_ufunc__(self, ufunc: Any, method: str, *given: Any, **options: Any) -> Any:
-        if ufunc.__name__ not in NAMES["functions"] or "where" in options:
+        if f"cupy.{ufunc.__name__}" not in RECORD or "where" in options:
             return NotImplemented
         if isinstance(options.get("out"), tuple):
             (options["out"],) = options["out"]
@@ -245,8 +248,14 @@ class _Stream:
         wait()
 
 
-def _functions(module: Any, names: dict[str, list[str] | None]) -> dict[str, Any]:
+def _functions(module: Any, place: str) -> dict[str, Any]:
     """Numpy's functions under the names that CuPy has, with the keywords that CuPy takes."""
+    names = {
+        name: None if signature is None else re.findall(r"(\w+)(?:=\.\.\.)?", signature)
+        for (parent, _, name), signature in ((key.rpartition("."), RECORD[key]) for key in RECORD)
+        if parent == place and callable(found := getattr(module, name, None))
+        and not inspect.isclass(found)
+    }  # fmt: skip
 
     def strict(name: str, parameters: list[str] | None) -> Any:
         function = getattr(module, name)
@@ -262,14 +271,14 @@ def _functions(module: Any, names: dict[str, list[str] | None]) -> dict[str, Any
         call.__name__ = name
         return call
 
-    return {name: strict(name, found) for name, found in names.items()}
+    return {name: strict(name, parameters) for name, parameters in names.items()}
 
 
 def _modules() -> dict[str, ModuleType]:
     cupy, cupyx = ModuleType("cupy"), ModuleType("cupyx")
     linalg, cuda = ModuleType("cupy.linalg"), ModuleType("cupy.cuda")
-    vars(cupy).update(_functions(np, NAMES["functions"]))
-    vars(linalg).update(_functions(np.linalg, NAMES["linalg"]))
+    vars(cupy).update(_functions(np, "cupy"))
+    vars(linalg).update(_functions(np.linalg, "cupy.linalg"))
 
     def asarray(a: Any, dtype: Any = None, order: Any = None) -> Any:
         """A copy on the device of what is not there yet."""
@@ -303,6 +312,7 @@ def _modules() -> dict[str, ModuleType]:
 def _cuml() -> dict[str, ModuleType]:
     """cuML's estimators by scikit-learn's, with cuML's rules."""
     from sklearn import cluster as theirs
+    from sklearn import decomposition as components
 
     class KMeans:
         def __init__(
@@ -340,10 +350,38 @@ def _cuml() -> dict[str, ModuleType]:
         def fit_transform(self, X: ndarray) -> Any:  # noqa: N803
             return device_array(X._held[:, : self._n].astype(np.float32))
 
-    cuml, cluster, manifold = (ModuleType(f"cuml{x}") for x in ("", ".cluster", ".manifold"))
-    cluster.KMeans, cluster.HDBSCAN, manifold.UMAP = KMeans, HDBSCAN, UMAP
-    cuml.cluster, cuml.manifold = cluster, manifold
-    return {"cuml": cuml, "cuml.cluster": cluster, "cuml.manifold": manifold}
+    class PCA:
+        def __init__(self, *, n_components: int | None = None, svd_solver: str = "auto") -> None:
+            self._of = components.PCA(n_components, svd_solver=svd_solver)
+
+        def fit(self, X: ndarray) -> PCA:  # noqa: N803
+            self._of.fit(X._held)
+            self.explained_variance_ = device_array(self._of.explained_variance_)
+            self.components_ = device_array(self._of.components_)
+            return self
+
+    class AgglomerativeClustering:
+        def __init__(self, *, n_clusters: int = 2, linkage: str = "single") -> None:
+            assert linkage == "single"
+            self._of = theirs.AgglomerativeClustering(n_clusters, linkage=linkage)
+
+        def fit(self, X: ndarray) -> AgglomerativeClustering:  # noqa: N803
+            self.labels_ = device_array(self._of.fit_predict(X._held))
+            return self
+
+    parts = {
+        "cluster": (KMeans, HDBSCAN, AgglomerativeClustering),
+        "manifold": (UMAP,),
+        "decomposition": (PCA,),
+    }
+    cuml = ModuleType("cuml")
+    cuml.__version__ = "a stand-in"
+    found = {"cuml": cuml}
+    for name, kinds in parts.items():
+        found[f"cuml.{name}"] = part = ModuleType(f"cuml.{name}")
+        vars(part).update({kind.__name__: kind for kind in kinds})
+        vars(cuml)[name] = part
+    return found
 
 
 # -- torch

@@ -206,7 +206,8 @@ def uses(text: str, file: str = "") -> list[Use]:
 
 def our_uses() -> list[Use]:
     """What all our sources use of the packages."""
-    sources = [*sorted((ROOT / "scapedist").rglob("*.py")), ROOT / "benchmarks" / "gpu_check.py"]
+    checks = [ROOT / "benchmarks" / f"gpu_{name}.py" for name in ("check", "whole")]
+    sources = [*sorted((ROOT / "scapedist").rglob("*.py")), *checks]
     return [use for path in sources for use in uses(path.read_text(), str(path.relative_to(ROOT)))]
 
 

@@ -4,6 +4,7 @@ import inspect
 import sys
 
 import cupy_stand_in
+import gpu_check
 import numpy as np
 import pytest
 from cupy_stand_in import StandInGpu
@@ -236,3 +237,28 @@ def test_every_command_is_tried_or_has_no_workers():
         if "gpus" in options:
             found.add(info.name or info.callback.__name__)
     assert found - {"demo"} == with_workers
+
+
+# -- the GPU check
+
+
+SECTIONS = (
+    "error", "decode", "exact", "reduced", "overlap", "run", "gram", "linkage", "precisions",
+    "overflow", "stages", "reading", "MLP", "cuML",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # cryoDRGN's
+def test_the_gpu_check(gpu, monkeypatch):
+    """It runs through before there is a card; what it says of speed is the CPU's."""
+    rate = gpu_check.SECTIONS["matrix rate"]
+    sections = {name: gpu_check.SECTIONS[name] for name in SECTIONS}
+    monkeypatch.setattr(gpu_check, "SECTIONS", {"matrix rate": rate} | sections)
+    with cupy_stand_in.on_device():
+        found = gpu_check.run("tiny", "cuda")
+    assert found["failures"] == []
+    assert {row["section"] for row in found["rows"]} == {"matrix rate", *SECTIONS}
+    judged = [row for row in found["rows"] if row["verdict"] and row["unit"] != "fraction"]
+    assert len(judged) > 30
+    assert [row for row in judged if row["verdict"] != "ok"] == []
