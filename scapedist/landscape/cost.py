@@ -15,9 +15,16 @@ from scapedist.errors import InputError
 from scapedist.landscape.speed import Measured, seconds_of
 from scapedist.model.workdir import open_model
 from scapedist.particles.embed import embedding_of
-from scapedist.particles.exact import WRITE_ROWS
-from scapedist.particles.fit_reduced import FURTHER, HELD_OUT, SKETCH_ROWS
+from scapedist.particles.fit_reduced import (
+    HELD_OUT,
+    MANY_FURTHER,
+    MOST_POINT_SHARE,
+    POINTS,
+    SKETCH_ROWS,
+    further_volumes,
+)
 from scapedist.particles.methods import CHECKED_PARTICLES
+from scapedist.particles.place import FEW_PAIRS
 from scapedist.plan import (
     IMPORT_BYTES,
     ISOMETRIC_COLUMNS,
@@ -26,6 +33,7 @@ from scapedist.plan import (
     ComponentsPlan,
     LinkagePlan,
     check_disk,
+    map_bytes,
     plan_components,
     plan_linkage,
 )
@@ -37,8 +45,10 @@ from scapedist.workers import available_cores
 from scapedist.workers.serial import budget_of
 
 USUAL_POINTS = 400
-"""Usual number of points of a reduced map that meets the default tolerance; the last step adds
-half of them."""
+"""Usual number of points of a reduced map that meets the default tolerance, where the lattice has
+enough."""
+UNSURE = 0.01
+"""Usual fraction of the particles that a reduced map is unsure of, which are decoded."""
 ROW_SECONDS = 5e-5
 """Seconds to read a volume's masked voxels, however few."""
 MATRIX_SECONDS = 5.5e-8
@@ -67,7 +77,13 @@ MAP_BLOCKS = 2
 """Number of blocks of features that building the reduced map holds."""
 REPORT_BYTES, REPORT_SECONDS = 8 * MIB, 2.0
 MAP_BYTES, MAP_SECONDS = 2 * MIB, 4.0
-"""Disk and time of building the reduced map, beside decoding."""
+"""Disk and time of building the reduced map, beside decoding and fitting."""
+FIT_SECONDS = 6e-10
+"""Seconds of a fit of a reduced map, per cube of the number of its training volumes."""
+PARTICLE_SECONDS = 3e-5
+"""Seconds per particle of this process alone: sending, keeping, writing, and the report."""
+PARTICLE_BYTES, LATENT_COPIES = 120, 3
+"""Memory of this process per particle while they are placed; copies of the latents that it has."""
 
 
 @dataclass(frozen=True)
@@ -330,28 +346,30 @@ def _embedding(
 ) -> StageCost:  # fmt: skip
     """Cost of embedding all particles, of finding those missed, and of the check."""
     one = measured.seconds_a_volume / workers
-    seconds = particles * one
-    if method != "exact":
-        points = min(USUAL_POINTS, measured.n_frequencies)
-        decoded = HELD_OUT + FURTHER[0] + CHECKED_PARTICLES + 64
-        field_share = points / measured.n_frequencies * measured.field_seconds
-        seconds = decoded * one + particles * 2 * field_share / workers + MAP_SECONDS
-    seconds += measured.product_seconds(2 * particles * n * (r + 1))
-    frame = 4 * r * measured.n_voxels + 8 * measured.volume_bytes // 4
-    distances = 2 * min(2**26, 8 * WRITE_ROWS * n)  # to the sketch's volumes
-    here, worker = work - base, work
+    seconds, here, worker = particles * one, 0, work
     if method == "reduced":
-        further = min(FURTHER[0], max(FURTHER[0] // 4, particles // 25))
-        volumes = min(SKETCH_ROWS, n) + further + HELD_OUT
-        features = 4 * volumes * (measured.hidden_size + 2) * (USUAL_POINTS // 2)
+        taught = min(SKETCH_ROWS, n)
+        rungs = [taught + k for k in further_volumes(particles) if k <= MANY_FURTHER]
+        decoded = HELD_OUT + rungs[-1] - taught + CHECKED_PARTICLES + UNSURE * particles
+        points = min(USUAL_POINTS, max(POINTS[0], measured.n_frequencies // MOST_POINT_SHARE))
+        seconds = decoded * one + particles * measured.reduced_seconds(points, r) / workers
+        seconds += MAP_SECONDS + FIT_SECONDS * sum(size**3 for size in (*rungs, rungs[-1]))
+        features = 4 * (rungs[-1] + HELD_OUT) * (measured.hidden_size + 2) * points
         blocks = MAP_BLOCKS * min(MAP_BLOCK_BYTES["cpu"], features)
-        here, worker = max(here, LATER_BYTES + blocks), work + blocks
+        here, worker = map_bytes(rungs[-1]) - IMPORT_BYTES, work + blocks
+    elif method == "mlp":
+        seconds = CHECKED_PARTICLES * one + MAP_SECONDS
+    placing = particles * measured.placing_seconds(n, r)
+    seconds += placing / (workers if particles * n >= FEW_PAIRS else 1)
+    seconds += PARTICLE_SECONDS * particles
+    frame = 4 * r * measured.n_voxels + 8 * measured.volume_bytes // 4
+    held = max(here, PARTICLE_BYTES * particles, work - base if workers == 1 else 0)
     return StageCost(
         seconds,
-        base + 12 * particles * (r + 3) + max(here if workers == 1 else 0, distances),
+        base + LATENT_COPIES * 4 * particles * measured.zdim + held,
         worker + frame,
         4 * particles * (r + 18) + 2 * MISSED_GROUPS * measured.volume_bytes + MAP_BYTES,
-    )  # fmt: skip
+    )
 
 
 def _free_bytes(output: str | Path | None) -> int:

@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 
 from scapedist import backend
+from scapedist.analysis.coordinates import ROWS
 from scapedist.analysis.mask import (
     Mask,
     check_user_mask,
     density_percentile,
     threshold_of,
 )
+from scapedist.analysis.placing import Volumes
 from scapedist.files.mrc import read_map
 from scapedist.model.field import Field
 from scapedist.model.workdir import Model
+from scapedist.particles.fit_reduced import HIDDEN_FEATURES
+from scapedist.plan import spread_evenly
 from scapedist.settings import GenerateSettings, MaskSettings, auto_tolerance
 from scapedist.stages.mask import weights_of
 from scapedist.workers import one_thread
@@ -65,11 +69,12 @@ class Measured:
         self, model: Model, settings: GenerateSettings, box_size: int, n: int, mask: MaskSettings
     ) -> None:
         self._latents, self.volume_bytes = model.latents, 4 * box_size**3
+        self.zdim = self._latents.shape[1]
         self.start_seconds = _seconds_since_start()
         # what is to be measured is priced as what it is compared with
         dtype = "float32" if auto_tolerance(settings.dtype) else settings.dtype
-        values = Field(model.decoder, dtype=dtype)
-        lattice = values.lattice(box_size)
+        self._field = values = Field(model.decoder, dtype=dtype)
+        self._lattice = lattice = values.lattice(box_size)
         self.n_frequencies, self.hidden_size = lattice.n_points, model.decoder.hidden_size
         with one_thread():
             points = np.ascontiguousarray(lattice.coordinates[: 8 * values.block_rows()])
@@ -105,9 +110,33 @@ class Measured:
         claims = (volumes >= threshold).sum(0, dtype=np.int32)
         return Mask.of(weights_of(claims, n_pilot, pixel_size, mask)).n_voxels
 
-    def product_seconds(self, products: float) -> float:
-        """Seconds of a number of multiply-adds in float64, on one thread."""
-        return products / self.product_rate
+    def reduced_seconds(self, n_points: int, n_components: int) -> float:
+        """Seconds per particle of the reduced embedding by some points, on one thread."""
+        import torch
+
+        coordinates = self._lattice.coordinates
+        points = np.ascontiguousarray(coordinates[spread_evenly(len(coordinates), n_points)])
+        n_hidden = min(len(points), HIDDEN_FEATURES // self.hidden_size)
+        latents = self._latents[: ROWS["cpu"]]
+        n_features = self._field.features(latents[:1], points, n_hidden).shape[1]
+        readout = torch.ones((n_features, n_components), dtype=torch.float32)
+
+        def embed() -> None:
+            features = self._field.features(latents, points, n_hidden).float()
+            features.sub_(1).matmul(readout)
+
+        with one_thread():
+            return seconds_of(embed, 0.3) / len(latents)
+
+    @staticmethod
+    def placing_seconds(n_volumes: int, n_components: int) -> float:
+        """Seconds to place a particle among some volumes, on one thread."""
+        rng = np.random.default_rng(0)
+        points = rng.standard_normal((n_volumes, n_components))
+        volumes = Volumes.of(points, np.ones(n_volumes), np.arange(n_volumes) % 10)
+        some = rng.standard_normal((512, n_components))
+        with backend.one_numpy_thread():
+            return seconds_of(lambda: volumes.place(some, np.ones(len(some))), 0.1) / len(some)
 
 
 def _finish(volume: np.ndarray) -> None:

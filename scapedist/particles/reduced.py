@@ -141,7 +141,8 @@ def embed_reduced(
     size = REDUCED_ROWS[embedder.workers.device]
     embedder.fill(file, todo, reduced_batch, embedder.projection, size, "embedding, reduced")
     seconds = time.perf_counter() - started
-    flagged = np.flatnonzero(file.read(np.arange(n))[:, -1] > rules["threshold"])
+    errors = (file.read(np.arange(start, stop))[:, -1] for start, stop in batches(n, WRITE_ROWS))
+    flagged = np.flatnonzero(np.concatenate(list(errors)) > rules["threshold"])
     embedder.exact_rows(flagged, "decoding uncertain ones")
     seconds_exact = time.perf_counter() - started - seconds
 
