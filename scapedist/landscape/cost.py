@@ -18,7 +18,7 @@ from scapedist.particles.embed import embedding_of
 from scapedist.particles.fit_reduced import (
     HELD_OUT,
     MANY_FURTHER,
-    MOST_POINT_SHARE,
+    POINT_SHARE,
     POINTS,
     SKETCH_ROWS,
     further_volumes,
@@ -29,11 +29,11 @@ from scapedist.plan import (
     IMPORT_BYTES,
     ISOMETRIC_COLUMNS,
     MAP_BLOCK_BYTES,
+    MAP_MATRICES,
     PANEL_BYTES,
     ComponentsPlan,
     LinkagePlan,
     check_disk,
-    map_bytes,
     plan_components,
     plan_linkage,
 )
@@ -47,8 +47,9 @@ from scapedist.workers.serial import budget_of
 USUAL_POINTS = 400
 """Usual number of points of a reduced map that meets the default tolerance, where the lattice has
 enough."""
-UNSURE = 0.01
-"""Usual fraction of the particles that a reduced map is unsure of, which are decoded."""
+UNSURE, MANY_PARTICLES = 0.005, 200_000
+"""Usual fraction of the particles that a reduced map is unsure of, which are decoded; number of
+particles above which it takes twice as many points."""
 ROW_SECONDS = 5e-5
 """Seconds to read a volume's masked voxels, however few."""
 MATRIX_SECONDS = 5.5e-8
@@ -76,14 +77,14 @@ MISSED_GROUPS = 10
 MAP_BLOCKS = 2
 """Number of blocks of features that building the reduced map holds."""
 REPORT_BYTES, REPORT_SECONDS = 8 * MIB, 2.0
-MAP_BYTES, MAP_SECONDS = 2 * MIB, 4.0
+MAP_BYTES, MAP_SECONDS = 2 * MIB, 2.0
 """Disk and time of building the reduced map, beside decoding and fitting."""
-FIT_SECONDS = 6e-10
+FIT_SECONDS = 4e-10
 """Seconds of a fit of a reduced map, per cube of the number of its training volumes."""
-PARTICLE_SECONDS = 3e-5
+PARTICLE_SECONDS = 1.5e-5
 """Seconds per particle of this process alone: sending, keeping, writing, and the report."""
-PARTICLE_BYTES, LATENT_COPIES = 120, 3
-"""Memory of this process per particle while they are placed; copies of the latents that it has."""
+PARTICLE_BYTES = 70
+"""Memory of this process per particle while they are placed."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def cost_of_run(
         "start": StageCost(measured.start_seconds * (1 if alone else 2.2), base, work, 0),
         "sketch": StageCost(
             sketch_seconds(model.latents, n, sketch.method),
-            base + 8 * particles * (model.latents.shape[1] * 4 + 4), 0,
+            base + sketch_bytes(particles, model.latents.shape[1]), 0,
             4 * particles * (model.latents.shape[1] + 1),
         ),
         "generate": StageCost(
@@ -280,6 +281,11 @@ def cost_of_run(
     )  # fmt: skip
     check_disk(cost.disk_bytes, free, str(output or "."))
     return cost
+
+
+def sketch_bytes(particles: int, zdim: int) -> int:
+    """Memory that making a sketch of some particles takes, and leaves with the process."""
+    return 8 * particles * (4 * zdim + 4)
 
 
 def sketch_seconds(latents: np.ndarray, n: int, method: str = "kmeans") -> float:
@@ -351,22 +357,24 @@ def _embedding(
         taught = min(SKETCH_ROWS, n)
         rungs = [taught + k for k in further_volumes(particles) if k <= MANY_FURTHER]
         decoded = HELD_OUT + rungs[-1] - taught + CHECKED_PARTICLES + UNSURE * particles
-        points = min(USUAL_POINTS, max(POINTS[0], measured.n_frequencies // MOST_POINT_SHARE))
+        points = max(POINTS[0], measured.n_frequencies // POINT_SHARE)
+        points = min(USUAL_POINTS, points * (2 if particles > MANY_PARTICLES else 1))
         seconds = decoded * one + particles * measured.reduced_seconds(points, r) / workers
-        seconds += MAP_SECONDS + FIT_SECONDS * sum(size**3 for size in (*rungs, rungs[-1]))
+        seconds += MAP_SECONDS + FIT_SECONDS * sum(size**3 for size in rungs)
         features = 4 * (rungs[-1] + HELD_OUT) * (measured.hidden_size + 2) * points
         blocks = MAP_BLOCKS * min(MAP_BLOCK_BYTES["cpu"], features)
-        here, worker = map_bytes(rungs[-1]) - IMPORT_BYTES, work + blocks
+        here, worker = MAP_MATRICES * 8 * rungs[-1] ** 2, work + blocks
     elif method == "mlp":
         seconds = CHECKED_PARTICLES * one + MAP_SECONDS
     placing = particles * measured.placing_seconds(n, r)
     seconds += placing / (workers if particles * n >= FEW_PAIRS else 1)
     seconds += PARTICLE_SECONDS * particles
     frame = 4 * r * measured.n_voxels + 8 * measured.volume_bytes // 4
-    held = max(here, PARTICLE_BYTES * particles, work - base if workers == 1 else 0)
+    if workers == 1:
+        here = max(here + worker - work, work - base)
     return StageCost(
         seconds,
-        base + LATENT_COPIES * 4 * particles * measured.zdim + held,
+        base + sketch_bytes(particles, measured.zdim) + PARTICLE_BYTES * particles + here,
         worker + frame,
         4 * particles * (r + 18) + 2 * MISSED_GROUPS * measured.volume_bytes + MAP_BYTES,
     )
