@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import harness
@@ -33,6 +33,7 @@ TABLES = (
         f"particles | in sketch | {COST} | run MiB | report MiB | opens in s",
         "The whole job by one command, with `--memory-limit 1GiB`:",
     ),
+    Table("failures", "particles | in sketch | error", "FAILED:"),
 )
 PLOTS = (
     Panel(
@@ -70,16 +71,24 @@ WITH_WORKERS = ("generate", "pca", "embed", "crosscheck", "population")
 
 def run(size: str) -> Row:
     """A row for each stage and whole job, and exponents."""
-    stages, whole = [], []
+    stages: list[Row] = []
+    whole: list[Row] = []
+    failures: list[Row] = []
     with harness.bundled() as (bundled, place):
         for n, sketch, tolerance in SIZES[size]:
             workdir = larger(bundled, n, place / f"model_{n}")
             of: Row = {"particles": n, "in sketch": sketch}
             options = ("--tolerance", str(tolerance))
-            stages += [of | row for row in in_stages(workdir, sketch, place / "stages", options)]
-            whole.append(of | at_once(workdir, sketch, place / "whole", options))
-            shutil.rmtree(workdir)
-    return {"stages": stages, "whole": whole, "exponents": exponents(stages)}
+            try:
+                for row in in_stages(workdir, sketch, place / "stages", options):
+                    stages.append(of | row)
+                whole.append(of | at_once(workdir, sketch, place / "whole", options))
+            except RuntimeError as error:  # the other jobs are worth having all the same
+                failures.append(of | {"error": str(error).strip().splitlines()[-1]})
+            for path in (workdir, place / "stages", place / "whole"):
+                shutil.rmtree(path, ignore_errors=True)
+    rows = {"stages": stages, "whole": whole, "failures": failures}
+    return rows | {"exponents": exponents(stages)}
 
 
 def larger(bundled: Path, n: int, place: Path) -> Path:
@@ -95,9 +104,8 @@ def larger(bundled: Path, n: int, place: Path) -> Path:
     return place
 
 
-def in_stages(workdir: Path, sketch: int, output: Path, embed: Sequence[str]) -> list[Row]:
-    """A row for each stage's command; embedding takes some options."""
-    rows = []
+def in_stages(workdir: Path, sketch: int, output: Path, embed: Sequence[str]) -> Iterator[Row]:
+    """Yield a row for each stage's command; embedding takes some options."""
     for stage, options in STAGES.items():
         program = [sys.executable, "-m", "scapedist.cli", stage]
         if stage == "sketch":
@@ -106,10 +114,9 @@ def in_stages(workdir: Path, sketch: int, output: Path, embed: Sequence[str]) ->
             program += [str(output), *options, *(embed if stage == "embed" else ())]
         if stage in WITH_WORKERS:
             program += ["--workers", str(WORKERS)]
-        rows.append({"stage": stage} | measure(program))
-        print(f"{stage}: {rows[-1]['seconds']:.1f} s", flush=True)
-    shutil.rmtree(output)
-    return rows
+        row = {"stage": stage} | measure(program)
+        print(f"{stage}: {row['seconds']:.1f} s", flush=True)
+        yield row
 
 
 def at_once(workdir: Path, sketch: int, output: Path, embed: Sequence[str]) -> Row:
@@ -120,7 +127,6 @@ def at_once(workdir: Path, sketch: int, output: Path, embed: Sequence[str]) -> R
     took["run MiB"] = disk_bytes(output) / harness.MIB
     took["report MiB"] = report.stat().st_size / harness.MIB
     took["opens in s"] = seconds_to_open(report)
-    shutil.rmtree(output)
     return took
 
 

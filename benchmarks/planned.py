@@ -19,7 +19,7 @@ TABLES = (
     Table(
         "rows",
         "particles | sketch | box | workers | embedding | seconds: time, s | planned / measured s "
-        "| planned / measured MiB | planned / measured disk",
+        "| planned / measured MiB | planned / measured disk | planned / measured files",
     ),
     Table(
         "stages",
@@ -82,6 +82,7 @@ def child(workdir: str, sketch: int, box: int, workers: int, embedding: str, _: 
         "stages": {name: stage.seconds for name, stage in cost.stages.items()},
         "bytes": max(cost.here_bytes, cost.worker_bytes),
         "disk": cost.disk_bytes,
+        "files": cost.files,
     }
 
 
@@ -111,6 +112,8 @@ def compare(
         "planned / measured s": whole / took["seconds"],
         "planned / measured MiB": planned["bytes"] / MIB / took["largest process MiB"],
         "planned / measured disk": planned["disk"] / disk_bytes(output),
+        "planned / measured files": planned["files"]
+        / sum(not p.is_dir() for p in output.rglob("*")),
     }
     return of | took | row, stages
 

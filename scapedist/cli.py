@@ -378,7 +378,8 @@ def plan(
     ],
 ) -> None:
     """Projected time, disk and memory of a run; decodes next to nothing."""
-    from scapedist.landscape.cost import cost_lines, cost_of_run, cost_table
+    from scapedist.landscape.cost import cost_of_run
+    from scapedist.landscape.cost_in_words import cost_lines, cost_table
     from scapedist.settings import by_stage
 
     cost = cost_of_run(workdir, epoch, output, chosen=by_stage(options), **beside)

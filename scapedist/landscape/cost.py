@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from scapedist.errors import InputError
 from scapedist.landscape.speed import Measured, seconds_of
 from scapedist.model.workdir import open_model
 from scapedist.particles.embed import embedding_of
+from scapedist.particles.exact import WRITE_ROWS
 from scapedist.particles.fit_reduced import (
     HELD_OUT,
     MANY_FURTHER,
@@ -41,6 +41,7 @@ from scapedist.settings import check_embedding, check_together, settings_of
 from scapedist.sources.decoded import plan_generation, volume_box_size
 from scapedist.stages.components import FEW_PRODUCTS, TRAVERSAL_POINTS, TRAVERSED_COMPONENTS
 from scapedist.stages.components_of_all import USUAL_PASSES
+from scapedist.stages.distances import panel_rows
 from scapedist.workers import available_cores
 from scapedist.workers.serial import budget_of
 
@@ -97,14 +98,15 @@ class StageCost:
         Elapsed time with all workers.
     here_bytes, worker_bytes
         Peak memory of this process and of each worker.
-    disk_bytes
-        Size of what the stage leaves on disk.
+    disk_bytes, files
+        Size and number of the files that the stage leaves on disk.
     """
 
     seconds: float
     here_bytes: int
     worker_bytes: int
     disk_bytes: int
+    files: int = 0
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,11 @@ class Cost:
     def disk_bytes(self) -> int:
         """Disk space that the run takes."""
         return sum(stage.disk_bytes for stage in self.stages.values())
+
+    @property
+    def files(self) -> int:
+        """Number of the run's files."""
+        return sum(stage.files for stage in self.stages.values())
 
 
 def cost_of_run(
@@ -233,43 +240,47 @@ def cost_of_run(
     alone = workers == 1
     base = IMPORT_BYTES if alone else BESIDE_BYTES
     spared_here, spared = IMPORT_BYTES - base, 0 if alone else IMPORT_BYTES - WORKER_BYTES
-    reading = n * measured.read_seconds
+    reading, maps = n * measured.read_seconds, 2 * TRAVERSAL_POINTS * min(TRAVERSED_COMPONENTS, r)
+    panels = -(-n // panel_rows(n)) if components.solver == "gram" else 1
     # panels of distances are no larger than the distances of all pairs
     unused = 4 * max(PANEL_BYTES - 8 * n * n, 0) if linkage.kind == "distances" else 0
     work = decoding.worker_bytes - spared
     stages = {
-        "start": StageCost(measured.start_seconds * (1 if alone else 2.2), base, work, 0),
+        "start": StageCost(measured.start_seconds * (1 if alone else 2.2), base, work, 0, 3),
         "sketch": StageCost(
             sketch_seconds(model.latents, n, sketch.method),
             base + sketch_bytes(particles, model.latents.shape[1]), 0,
-            4 * particles * (model.latents.shape[1] + 1),
+            4 * particles * (model.latents.shape[1] + 1), 18,
         ),
         "generate": StageCost(
             (n + n_quality + n_pilot) * measured.seconds_a_volume / workers,
             work if alone else base,
             work,
             (n + n_quality) * stored + n_pilot * volume * voxel_bytes // 4,
+            n + n_quality + n_pilot + 5,
         ),
-        "mask": StageCost(reading + 0.1, base + 8 * volume, 0, volume),
+        "mask": StageCost(reading + 0.1, base + 8 * volume, 0, volume, 4),
         "pca": StageCost(
             components_seconds(components, n, p, workers, measured.product_rate, reading)
-            + 2 * TRAVERSED_COMPONENTS * TRAVERSAL_POINTS * measured.read_seconds,
+            + maps * measured.read_seconds,
             components.here_bytes - spared_here,
             components.worker_bytes - spared,
-            components.disk_bytes + 2 * TRAVERSED_COMPONENTS * TRAVERSAL_POINTS * volume,
+            components.disk_bytes + maps * volume, 22 + panels + maps,
         ),
         "states": StageCost(
             states_seconds(
                 linkage, n, options["states"].linkage, measured.product_rate, reading
             ),
             linkage.here_bytes - spared_here - unused, 0,
-            n_states * 5 * volume,
+            n_states * 5 * volume, 13 + 7 * n_states,
         ),
     }  # fmt: skip
     if embedding != "none":
-        stages["embed"] = _embedding(measured, embedding, workers, particles, n, r, base, work)
+        stages["embed"] = _embedding(
+            measured, embedding, workers, particles, n, r, base, work, n_states
+        )
     drawing = REPORT_MEMORY_BYTES + (LATER_BYTES if alone else 0)
-    stages["report"] = StageCost(REPORT_SECONDS, base + drawing + 8 * volume, 0, REPORT_BYTES)
+    stages["report"] = StageCost(REPORT_SECONDS, base + drawing + 8 * volume, 0, REPORT_BYTES, 14)
     cost = Cost(
         volumes=n + n_quality, box_size=box_size, voxels=p, frequencies=measured.n_frequencies,
         batch_size=decoding.batch_size, workers=workers,
@@ -348,11 +359,12 @@ def states_seconds(plan: LinkagePlan, n: int, method: str, rate: float, reading:
 
 def _embedding(
     measured: Measured, method: str, workers: int, particles: int, n: int, r: int, base: int,
-    work: int,
+    work: int, n_states: int,
 ) -> StageCost:  # fmt: skip
     """Cost of embedding all particles, of finding those missed, and of the check."""
     one = measured.seconds_a_volume / workers
     seconds, here, worker = particles * one, 0, work
+    arrays = 4 if method == "reduced" else 2
     if method == "reduced":
         taught = min(SKETCH_ROWS, n)
         rungs = [taught + k for k in further_volumes(particles) if k <= MANY_FURTHER]
@@ -377,7 +389,9 @@ def _embedding(
         base + sketch_bytes(particles, measured.zdim) + PARTICLE_BYTES * particles + here,
         worker + frame,
         4 * particles * (r + 18) + 2 * MISSED_GROUPS * measured.volume_bytes + MAP_BYTES,
-    )
+        40 + 2 * n_states + 2 * MISSED_GROUPS + arrays * -(-particles // WRITE_ROWS)
+        + (80 if method == "reduced" else 0),
+    )  # fmt: skip
 
 
 def _free_bytes(output: str | Path | None) -> int:
@@ -386,55 +400,3 @@ def _free_bytes(output: str | Path | None) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-# -- in words
-
-
-def cost_table(stages: Mapping[str, Any]) -> list[list[str]]:
-    """The cost of each stage and of all together, as rows of text."""
-    rows = [["stage", "time", "memory here", "of a worker", "disk"]]
-    for name, cost in stages.items():
-        memory = [_gib(cost.here_bytes), _gib(cost.worker_bytes) if cost.worker_bytes else ""]
-        rows.append([name, _time(cost.seconds), *memory, _gib(cost.disk_bytes)])
-    every = list(stages.values())
-    rows.append(
-        [
-            "all",
-            _time(sum(cost.seconds for cost in every)),
-            _gib(max(cost.here_bytes for cost in every)),
-            _gib(max(cost.worker_bytes for cost in every)),
-            _gib(sum(cost.disk_bytes for cost in every)),
-        ]
-    )
-    return rows
-
-
-def cost_lines(cost: Any) -> list[str]:
-    """The plan of a run in a few lines of text."""
-    ways = {
-        "distances": "from the distances of all pairs",
-        "vectors": "from coordinates",
-        "two-level": "in two levels",
-    }
-    solver = {"gram": "by the Gram matrix", "iteration": "by passes over the volumes"}
-    return [
-        f"{cost.volumes} volumes of {cost.box_size}^3 from {cost.frequencies} frequencies each, in "
-        f"batches of {cost.batch_size}, {cost.seconds_a_volume * 1e3:.0f} ms per volume and "
-        f"worker; {cost.workers} worker(s)",
-        f"about {cost.voxels} voxels in the mask; components {solver[cost.solver]}, volumes joined "
-        f"{ways[cost.linkage]}",
-        f"{cost.particles} particles embedded exactly: {_time(cost.exact_seconds)}; components of "
-        f"all particles: {_time(cost.whole_seconds)}",
-        f"{_gib(cost.disk_free_bytes)} of disk free",
-    ]
-
-
-def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _gib(n_bytes: float) -> str:
-    return f"{n_bytes / 2**30:.2f} GiB"

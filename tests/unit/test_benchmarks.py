@@ -12,6 +12,7 @@ import growth
 import harness
 import landscape_full
 import linkage
+import million
 import pca
 import planned
 import plots
@@ -163,10 +164,21 @@ def of_planned(found: Row) -> None:
     (row,), stages = found["rows"], found["stages"]
     assert row["sketch"] == 30
     assert 0.8 < row["planned / measured disk"] < 1.5
+    assert 0.8 < row["planned / measured files"] < 1.25
     assert 0.8 < row["planned / measured MiB"] < 2
     assert row["seconds"] > 1
     assert sum(each["seconds"] for each in stages) == pytest.approx(row["seconds"])
     assert sum(each["planned s"] for each in stages) == pytest.approx(row["planned s"])
+
+
+def of_million(found: Row) -> None:
+    assert found["failures"] == []
+    assert [row["stage"] for row in found["stages"]] == list(million.STAGES)
+    assert all(row["cpu seconds"] > 0.5 for row in found["stages"])
+    (whole,) = found["whole"]
+    assert 100 < whole["largest process MiB"] < 1024
+    assert 5 < whole["report MiB"] < 20
+    assert found["exponents"] == []  # of one size
 
 
 def of_gpu_check(found: Row) -> None:
@@ -225,6 +237,7 @@ def of_landscape_full(found: Row) -> None:
         ("linkage", {}),
         ("growth", {}),
         ("planned", {}),
+        ("million", {}),
         ("gpu_check", {"device": "cpu"}),
         pytest.param("landscape_full", {"workers": 1}, marks=pytest.mark.slow),
     ],
