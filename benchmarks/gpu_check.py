@@ -60,9 +60,9 @@ OPTIONS: dict[str, Row] = {
     "--seconds": {"type": float, "default": 420, "help": "after which nothing new is begun"},
 }
 PARTICLES, ZDIM = 344_069, 8
-MINUTES_EXACT, MINUTES_REDUCED, FRACTION = 45, 2, 0.75
-"""What is to be reached at the paper's size: both embeddings of all particles, and the part of the
-measured 16-bit matrix rate that the decoding reaches."""
+MINUTES_REDUCED, FRACTION = 2, 0.75
+"""What is to be reached at the paper's size: the reduced embedding of all particles, and the part
+of the measured 16-bit matrix rate that the decoding reaches."""
 ERRORS = {"float32": 1e-5, "tf32": 5e-3, "float16x3": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}
 """Largest relative L2 error of a volume against float64 on the CPU."""
 
@@ -203,6 +203,12 @@ def as_arrays(of: Field, n: int) -> Iterator[Any]:
 def relative(found: Any, wanted: Any) -> float:
     """Relative L2 error of arrays or tensors."""
     return float(((found - wanted) ** 2).sum() ** 0.5 / (wanted**2).sum() ** 0.5)
+
+
+def minutes_exact(device: str) -> float:
+    """Minutes in which all particles are to be embedded exactly, by the card."""
+    faster = device != "cpu" and "H200" in torch.cuda.get_device_name(device)
+    return 45 if faster else 60
 
 
 # -- sections
@@ -404,7 +410,7 @@ def exact(check: Check) -> None:
             return
         work = partial(embed, check.field(dtype))
         seconds = check.exact_seconds[dtype] = check.time(f"{dtype}: a particle", work, 3, n)
-        wanted = MINUTES_EXACT if dtype == "bfloat16" else None
+        wanted = minutes_exact(check.device) if dtype == "bfloat16" else None
         minutes = seconds * PARTICLES / 60
         check.add(f"{dtype}: {PARTICLES} particles", minutes, "minutes", wanted)
 
