@@ -210,6 +210,13 @@ def one_numpy_thread() -> AbstractContextManager[Any]:
     return context
 
 
+def available_cores() -> int:
+    """Number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @functools.cache
 def _libraries() -> Any:
     """The linear algebra libraries of this process, found once because that takes a while."""
@@ -354,15 +361,10 @@ def nearest_by_products(centers: Any, points: Any) -> tuple[np.ndarray, np.ndarr
         distance[slice(*span)] = to_host(np.sqrt(np.square(some - centers[nearest]).sum(1)))
 
     # products as small as these are slower by all threads together than by each its own
-    with one_numpy_thread(), ThreadPoolExecutor(_n_cores()) as threads:
+    with one_numpy_thread(), ThreadPoolExecutor(available_cores()) as threads:
         for _ in (threads.map if on_cpu else map)(search, batches(len(points), n_rows)):
             pass
     return distance, number
-
-
-def _n_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def umap(points: Any, seed: int) -> np.ndarray:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from scapedist.backend import nearest_by_products
+from scapedist.backend import available_cores, nearest_by_products, one_numpy_thread
 from scapedist.errors import InputError
-from scapedist.plan import spread_evenly
+from scapedist.plan import batches, spread_evenly
 
 PLUSPLUS_LIMIT = 2000
 """Largest sketch that starts from k-means++; a larger one starts from random particles."""
+SPREAD_ROWS = 16_384
+"""Number of particles whose distances are brought up to date at once, in a processor's cache."""
 MAX_ITERATIONS = 10
 TREE_DIMENSIONS = 8
 """Dimensions up to which nearest centers are always found by a tree."""
@@ -215,16 +219,29 @@ def _draw_spread(points: np.ndarray, size: int, rng: np.random.Generator) -> np.
     norms = np.square(points).sum(1)
     chosen = np.empty(size, np.int64)
     chosen[0] = rng.integers(len(points))
-    nearest = np.full(len(points), np.inf)
-    for k in range(1, size):
-        last = points[chosen[k - 1]]
-        squared = norms - 2 * (points @ last) + last @ last
-        np.minimum(nearest, np.maximum(squared, 0), out=nearest)
-        cumulated = np.cumsum(nearest)
-        if cumulated[-1] <= 0:  # fewer distinct particles than asked for
-            chosen[k:] = chosen[0]
-            break
-        chosen[k] = np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right")
+    nearest, cumulated = np.full(len(points), np.inf), np.empty(len(points))
+
+    def approach(span: tuple[int, int], last: np.ndarray) -> None:
+        """Bring some particles' squared distances to those chosen up to date with the last one."""
+        rows = slice(*span)
+        squared = points[rows] @ last
+        squared *= -2
+        squared += norms[rows]
+        squared += last @ last
+        np.maximum(squared, 0, out=squared)
+        np.minimum(nearest[rows], squared, out=nearest[rows])
+
+    spans = batches(len(points), SPREAD_ROWS)
+    with one_numpy_thread(), ThreadPoolExecutor(available_cores()) as threads:
+        for k in range(1, size):
+            last = points[chosen[k - 1]]
+            for _ in threads.map(partial(approach, last=last), spans):
+                pass
+            np.cumsum(nearest, out=cumulated)
+            if cumulated[-1] <= 0:  # fewer distinct particles than asked for
+                chosen[k:] = chosen[0]
+                break
+            chosen[k] = np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right")
     return np.minimum(chosen, len(points) - 1)
 
 

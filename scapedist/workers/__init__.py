@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from scapedist.backend import available_cores
 from scapedist.errors import InputError, ResourceError
 from scapedist.plan import GIB, import_bytes
 from scapedist.workers.distributed import Distributed
-from scapedist.workers.serial import Serial, available_cores, one_thread
+from scapedist.workers.serial import Serial, one_thread
 from scapedist.workers.start import GivenScheduler, LocalProcesses, stop_forkserver
 
 __all__ = [

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from scapedist.backend import available_cores
 from scapedist.errors import InputError, ResourceError
 from scapedist.plan import GIB, import_bytes
 from scapedist.workers.batch_systems import kubernetes_pods, slurm_jobs
@@ -25,7 +26,6 @@ from scapedist.workers.cluster_keys import (
     Slurm,
 )
 from scapedist.workers.gpus import local_gpus
-from scapedist.workers.serial import available_cores
 from scapedist.workers.start import GivenScheduler, LocalProcesses, Start
 
 EXAMPLES = "Start from a file in cluster_configs."

@@ -160,10 +160,10 @@ class Distributed(Serial):
 
     def _run(self, work: Work, shared: Any, tasks: dict[int, Task]) -> Iterator[tuple[int, Any]]:
         """Yield results until shared data are lost, with a few tasks per worker scheduled."""
+        client = self.connected()  # before imports, which the thread that starts workers does too
         from distributed import CancelledError, as_completed
         from distributed.scheduler import KilledWorker
 
-        client = self.connected()
         self._wait()
         common = client.scatter(shared, broadcast=True, hash=False)
         waiting = iter(list(tasks.items()))
@@ -231,9 +231,10 @@ class Distributed(Serial):
         """Run one call on a worker if workers are local or have a GPU, else in this process."""
         if not self.local and self.device == "cpu":
             return work(*arguments)
+        client = self.connected()
         from distributed.scheduler import KilledWorker
 
-        future = self.connected().submit(attempt_call, work, arguments, pure=False)
+        future = client.submit(attempt_call, work, arguments, pure=False)
         try:
             return future.result()
         except KilledWorker as error:

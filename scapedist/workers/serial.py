@@ -127,13 +127,6 @@ def budget_of(memory_limit: int | None) -> Budget:
     return Budget(int(MEMORY_SHARE * available_memory()), asked=False)
 
 
-def available_cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def available_memory() -> int:
     """Bytes of memory that this process can have: the machine's, or its control group's limit."""
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
