@@ -146,7 +146,7 @@ def _kmeans_sketch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """k-means groups and the particle of each group that is nearest to its center."""
     spread = size <= PLUSPLUS_LIMIT
-    start = _draw_spread(points, size, rng) if spread else np.sort(_draw_uniform(points, size, rng))
+    start = draw_spread(points, size, rng) if spread else np.sort(_draw_uniform(points, size, rng))
     centers, groups = lloyd(points, points[start], nearest)
     distance = np.square(points - centers[groups]).sum(1)
     order = np.lexsort((distance, groups))
@@ -214,7 +214,7 @@ def _searched(tree: Any, points: np.ndarray) -> float:
     return float(np.mean(near))
 
 
-def _draw_spread(points: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def draw_spread(points: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Starts by k-means++ (Arthur & Vassilvitskii 2007), each drawn by its squared distance."""
     norms = np.square(points).sum(1)
     chosen = np.empty(size, np.int64)

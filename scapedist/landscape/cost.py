@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from scapedist.analysis.sketch import MAX_ITERATIONS, PLUSPLUS_LIMIT, nearest_center
+from scapedist.analysis.sketch import (
+    MAX_ITERATIONS,
+    PLUSPLUS_LIMIT,
+    draw_spread,
+    nearest_center,
+)
 from scapedist.errors import InputError
 from scapedist.landscape.speed import Measured, seconds_of
 from scapedist.model.workdir import open_model
@@ -311,8 +316,7 @@ def sketch_seconds(latents: np.ndarray, n: int, method: str = "kmeans") -> float
         return tree + found  # every particle goes to its nearest representative, once
     seconds = (MAX_ITERATIONS + 1) * (tree + found)
     if n <= PLUSPLUS_LIMIT:
-        step = seconds_of(lambda: np.cumsum(np.square(latents).sum(1)), 0.1)
-        seconds += n * step
+        seconds += n * seconds_of(lambda: draw_spread(latents, 5, rng), 0.1) / 4
     return seconds
 
 

@@ -208,7 +208,7 @@ OF_THE_HOST = {
     "mask": {"threshold_of", "mask_from_claims", "check_user_mask"},
     "population": {"Population", "Groups", "Densities"},
     "reduced": {"draw_candidates", "choose_points", "spread_rows", "calibrate"},
-    "sketch": {"grow_sketch", "nearest_center", "quality_sample"},
+    "sketch": {"draw_spread", "grow_sketch", "nearest_center", "quality_sample"},
     "states": {"number_by_size", "medoids", "weighted_moments"},
     "placing": {"missed_threshold", "farthest_first", "Axes", "axes_from_sums"},
 }  # fmt: skip
