@@ -15,6 +15,8 @@ BATCH_VOLUMES = {"cpu": 8, "cuda": 64}
 scheduler's part small, few enough to lose."""
 IMPORT_BYTES = 360 * 2**20
 """Resident memory of a worker before its first batch (interpreter, torch, zarr, distributed)."""
+MAIN_BYTES = 280 * 2**20
+"""Resident memory of this process before any work where workers compute: it needs no torch."""
 GPU_IMPORT_BYTES = 3 * GIB
 """Resident host memory of a worker with a GPU before its first batch: torch, CuPy, cuDF and cuML
 with their libraries of kernels, and the driver's part. It is an allowance, not a measurement."""
@@ -35,10 +37,6 @@ SPARE_COLUMNS = 12
 """Number of columns of an iteration's block beyond the components, for the next ones."""
 ISOMETRIC_COLUMNS = 256
 """Number of isometric coordinates kept per volume where the Gram matrix is too large."""
-MAP_MATRICES = 9
-"""Matrices of the size of a reduced map's kernel that are held while it is fitted."""
-MAP_BLOCK_BYTES = {"cpu": 64 * 2**20, "cuda": 4 * 2**30}
-"""Bytes of all training volumes' features at the points of a block of a reduced map."""
 COORDINATE_COPIES = 6
 """Copies of the isometric coordinates held during linkage."""
 TILES_AHEAD = 32
@@ -405,11 +403,6 @@ def plan_linkage(n: int, method: str, budget: Budget) -> LinkagePlan:
             else f"--memory-limit {-(-least // 2**20)}MiB or more."
         )
     )
-
-
-def map_bytes(n_training: int) -> int:
-    """Projected peak memory of a process that fits a reduced map, its imports included."""
-    return IMPORT_BYTES + 2 * MAP_BLOCK_BYTES["cpu"] + MAP_MATRICES * 8 * n_training**2
 
 
 def check_disk(needed_bytes: int, free_bytes: int, where: str) -> None:

@@ -28,13 +28,13 @@ from scapedist.particles.fit_reduced import (
     SKETCH_ROWS,
     further_volumes,
 )
+from scapedist.particles.memory import MAP_BLOCK_BYTES, MAP_MATRICES, particle_bytes
 from scapedist.particles.methods import CHECKED_PARTICLES
 from scapedist.particles.place import FEW_PAIRS
 from scapedist.plan import (
     IMPORT_BYTES,
     ISOMETRIC_COLUMNS,
-    MAP_BLOCK_BYTES,
-    MAP_MATRICES,
+    MAIN_BYTES,
     PANEL_BYTES,
     ComponentsPlan,
     LinkagePlan,
@@ -71,9 +71,9 @@ STAGE_SECONDS = 0.4
 QUERY_SHARE = 0.65
 """Time of finding nearest centers once these are spread, as a fraction of that at first."""
 MIB = 2**20
-BESIDE_BYTES, WORKER_BYTES = 280 * MIB, 250 * MIB
-"""Resident memory before any work of this process beside local workers, which needs no torch, and
-of each worker; plans are refused by the larger IMPORT_BYTES of a process that does all."""
+WORKER_BYTES = 250 * MIB
+"""Resident memory of each worker before any work; plans are refused by the larger IMPORT_BYTES of a
+process that does all."""
 REPORT_MEMORY_BYTES = 44 * MIB
 """Memory that the report needs beyond that of other stages."""
 LATER_BYTES = 32 * MIB
@@ -89,8 +89,6 @@ FIT_SECONDS = 4e-10
 """Seconds of a fit of a reduced map, per cube of the number of its training volumes."""
 PARTICLE_SECONDS = 1.5e-5
 """Seconds per particle of this process alone: sending, keeping, writing, and the report."""
-PARTICLE_BYTES = 70
-"""Memory of this process per particle while they are placed."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +241,7 @@ def cost_of_run(
     n_pilot = min(n, generate.pilot_volumes) if generate.store == "masked" else 0
     n_states, particles = options["states"].states, len(model.latents)
     alone = workers == 1
-    base = IMPORT_BYTES if alone else BESIDE_BYTES
+    base = IMPORT_BYTES if alone else MAIN_BYTES
     spared_here, spared = IMPORT_BYTES - base, 0 if alone else IMPORT_BYTES - WORKER_BYTES
     reading, maps = n * measured.read_seconds, 2 * TRAVERSAL_POINTS * min(TRAVERSED_COMPONENTS, r)
     panels = -(-n // panel_rows(n)) if components.solver == "gram" else 1
@@ -254,7 +252,7 @@ def cost_of_run(
         "start": StageCost(measured.start_seconds * (1 if alone else 2.2), base, work, 0, 3),
         "sketch": StageCost(
             sketch_seconds(model.latents, n, sketch.method),
-            base + sketch_bytes(particles, model.latents.shape[1]), 0,
+            base + particle_bytes(particles, model.latents.shape[1]), 0,
             4 * particles * (model.latents.shape[1] + 1), 18,
         ),
         "generate": StageCost(
@@ -297,11 +295,6 @@ def cost_of_run(
     )  # fmt: skip
     check_disk(cost.disk_bytes, free, str(output or "."))
     return cost
-
-
-def sketch_bytes(particles: int, zdim: int) -> int:
-    """Memory that making a sketch of some particles takes, and leaves with the process."""
-    return 8 * particles * (4 * zdim + 4)
 
 
 def sketch_seconds(latents: np.ndarray, n: int, method: str = "kmeans") -> float:
@@ -390,7 +383,7 @@ def _embedding(
         here = max(here + worker - work, work - base)
     return StageCost(
         seconds,
-        base + sketch_bytes(particles, measured.zdim) + PARTICLE_BYTES * particles + here,
+        base + particle_bytes(particles, measured.zdim) + here,
         worker + frame,
         4 * particles * (r + 18) + 2 * MISSED_GROUPS * measured.volume_bytes + MAP_BYTES,
         40 + 2 * n_states + 2 * MISSED_GROUPS + arrays * -(-particles // WRITE_ROWS)

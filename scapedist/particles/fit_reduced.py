@@ -14,7 +14,8 @@ from scapedist.analysis import reduced as maths
 from scapedist.analysis.agreement import relative_error, total_deviation
 from scapedist.errors import InputError
 from scapedist.particles.exact import Embedder
-from scapedist.plan import MAP_BLOCK_BYTES, batches, map_bytes, spread_evenly
+from scapedist.particles.memory import MAP_BLOCK_BYTES, most_training
+from scapedist.plan import batches, spread_evenly
 from scapedist.settings import NOT_WHERE_CLIPPED, EmbedSettings
 from scapedist.sources.decoded import field_of
 from scapedist.stages.decoded_rows import Projection
@@ -107,12 +108,10 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
     coordinates = store.read("sketch/coordinates")[taught]
     residual = store.read("sketch/residual")[taught]
     points, n_few = _points(embedder, sketch, settings.seed)
-    budget = embedder.workers.budget
-    numbers = [
-        number
-        for number in further_volumes(len(others) - n_held)
-        if number <= FURTHER[0] or map_bytes(len(taught) + number) <= budget.n_bytes
-    ]
+    workers, zdim = embedder.workers, embedder.latents.shape[1]
+    alone = workers.n_workers == 1 and workers.device == "cpu"
+    room = most_training(workers.budget, n, zdim, alone) - len(taught)
+    numbers = further_volumes(len(others) - n_held, room)
     further = maths.spread_rows(
         embedder.latents, np.concatenate([sketch, held]), numbers[-1], settings.seed
     )
@@ -151,10 +150,18 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
     }
 
 
-def further_volumes(n_particles: int) -> list[int]:
-    """Numbers of further training volumes to try, drawn from some particles, in rising order."""
-    most = max(min(FURTHER[0] // 4, n_particles), n_particles // MOST_DECODED)
-    most = min(most, FURTHER[-1])
+def further_volumes(n_particles: int, room: int = FURTHER[-1]) -> list[int]:
+    """Numbers of further training volumes to try, in rising order.
+
+    Parameters
+    ----------
+    n_particles
+        Number of particles that they are drawn from.
+    room
+        Number that memory has room for; fewer than the least are never taken.
+    """
+    least = min(FURTHER[0] // 4, n_particles)
+    most = max(least, min(n_particles // MOST_DECODED, FURTHER[-1], room))
     return [number for number in FURTHER if number < most] + [most]
 
 

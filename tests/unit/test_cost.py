@@ -10,9 +10,12 @@ from scapedist.analysis.sketch import METHODS
 from scapedist.errors import InputError, ResourceError
 from scapedist.files.mrc import write_map
 from scapedist.landscape import analyze, cost, speed
+from scapedist.particles.fit_reduced import further_volumes
+from scapedist.particles.memory import MAP_MATRICES, most_training, particle_bytes
 from scapedist.plan import (
     GIB,
     IMPORT_BYTES,
+    MAIN_BYTES,
     Budget,
     parse_bytes,
     plan_components,
@@ -160,3 +163,25 @@ def test_a_plan_embeds_as_the_run_does(
     chosen = by_stage({"size": 20, "box_size": 16} | options)
     cost.cost_of_run(few, 14, None, 1, None, chosen, error_bars=error_bars)
     assert found == ([method] if method else [])
+
+
+@pytest.mark.parametrize(
+    ("n_particles", "limit", "least"), [(10**6, GIB, 2000), (10**5, GIB, 2600)]
+)
+def test_a_map_is_no_larger_than_its_memory(n_particles, least):
+    """The process beside workers holds the map's matrices and what it knows of all particles."""
+    limit = GIB
+    n = most_training(Budget(limit), n_particles, 8, alone=False)
+    assert n >= least
+    held = MAIN_BYTES + particle_bytes(n_particles, 8)
+    assert held + 8 * MAP_MATRICES * n**2 <= limit < held + 8 * MAP_MATRICES * (n + 1) ** 2
+    assert most_training(Budget(limit), n_particles, 8, alone=True) < n
+    assert most_training(Budget(limit // 4), n_particles, 8, alone=False) == 0
+
+
+def test_a_map_takes_what_there_is_room_for():
+    assert further_volumes(10**6) == [400, 800, 1600, 3200]
+    assert further_volumes(10**6, 1400) == [400, 800, 1400]
+    assert further_volumes(10**6, -50) == [100]  # the least, whatever the memory
+    assert further_volumes(20_000) == [400, 800]
+    assert further_volumes(15_000) == [400, 600]
