@@ -252,7 +252,7 @@ def cost_of_run(
         "start": StageCost(measured.start_seconds * (1 if alone else 2.2), base, work, 0, 3),
         "sketch": StageCost(
             sketch_seconds(model.latents, n, sketch.method),
-            base + particle_bytes(particles, model.latents.shape[1]), 0,
+            base + particle_bytes(particles, model.latents.shape[1], 0), 0,
             4 * particles * (model.latents.shape[1] + 1), 18,
         ),
         "generate": StageCost(
@@ -383,7 +383,7 @@ def _embedding(
         here = max(here + worker - work, work - base)
     return StageCost(
         seconds,
-        base + particle_bytes(particles, measured.zdim) + here,
+        base + particle_bytes(particles, measured.zdim, n) + here,
         worker + frame,
         4 * particles * (r + 18) + 2 * MISSED_GROUPS * measured.volume_bytes + MAP_BYTES,
         40 + 2 * n_states + 2 * MISSED_GROUPS + arrays * -(-particles // WRITE_ROWS)

@@ -110,7 +110,7 @@ def build_map(embedder: Embedder, settings: EmbedSettings) -> dict[str, Any]:
     points, n_few = _points(embedder, sketch, settings.seed)
     workers, zdim = embedder.workers, embedder.latents.shape[1]
     alone = workers.n_workers == 1 and workers.device == "cpu"
-    room = most_training(workers.budget, n, zdim, alone) - len(taught)
+    room = most_training(workers.budget, n, zdim, len(sketch), alone) - len(taught)
     numbers = further_volumes(len(others) - n_held, room)
     further = maths.spread_rows(
         embedder.latents, np.concatenate([sketch, held]), numbers[-1], settings.seed

@@ -171,12 +171,12 @@ def test_a_plan_embeds_as_the_run_does(
 def test_a_map_is_no_larger_than_its_memory(n_particles, least):
     """The process beside workers holds the map's matrices and what it knows of all particles."""
     limit = GIB
-    n = most_training(Budget(limit), n_particles, 8, alone=False)
+    n = most_training(Budget(limit), n_particles, 8, 500, alone=False)
     assert n >= least
-    held = MAIN_BYTES + particle_bytes(n_particles, 8)
+    held = MAIN_BYTES + particle_bytes(n_particles, 8, 500)
     assert held + 8 * MAP_MATRICES * n**2 <= limit < held + 8 * MAP_MATRICES * (n + 1) ** 2
-    assert most_training(Budget(limit), n_particles, 8, alone=True) < n
-    assert most_training(Budget(limit // 4), n_particles, 8, alone=False) == 0
+    assert most_training(Budget(limit), n_particles, 8, 500, alone=True) < n
+    assert most_training(Budget(limit // 4), n_particles, 8, 500, alone=False) == 0
 
 
 def test_a_map_takes_what_there_is_room_for():
