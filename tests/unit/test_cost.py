@@ -165,9 +165,7 @@ def test_a_plan_embeds_as_the_run_does(
     assert found == ([method] if method else [])
 
 
-@pytest.mark.parametrize(
-    ("n_particles", "limit", "least"), [(10**6, GIB, 2000), (10**5, GIB, 2600)]
-)
+@pytest.mark.parametrize(("n_particles", "least"), [(10**6, 2000), (10**5, 2600)])
 def test_a_map_is_no_larger_than_its_memory(n_particles, least):
     """The process beside workers holds the map's matrices and what it knows of all particles."""
     limit = GIB
