@@ -76,8 +76,6 @@ WORKER_BYTES = 250 * MIB
 process that does all."""
 REPORT_MEMORY_BYTES = 44 * MIB
 """Memory that the report needs beyond that of other stages."""
-LATER_BYTES = 32 * MIB
-"""Memory of what a process without workers imports after decoding."""
 MISSED_GROUPS = 10
 """Usual number of groups of missed particles; a volume of each is kept twice."""
 MAP_BLOCKS = 2
@@ -282,8 +280,8 @@ def cost_of_run(
         stages["embed"] = _embedding(
             measured, embedding, workers, particles, n, r, base, work, n_states
         )
-    drawing = REPORT_MEMORY_BYTES + (LATER_BYTES if alone else 0)
-    stages["report"] = StageCost(REPORT_SECONDS, base + drawing + 8 * volume, 0, REPORT_BYTES, 14)
+    drawing = base + REPORT_MEMORY_BYTES
+    stages["report"] = StageCost(REPORT_SECONDS, drawing + 8 * volume, 0, REPORT_BYTES, 14)
     cost = Cost(
         volumes=n + n_quality, box_size=box_size, voxels=p, frequencies=measured.n_frequencies,
         batch_size=decoding.batch_size, workers=workers,
