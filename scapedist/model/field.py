@@ -27,7 +27,7 @@ from scapedist.model.decoder import (
 )
 from scapedist.model.hartley import volumes_from_values
 from scapedist.model.lattice import Lattice
-from scapedist.model.layers import layers_of, matrix_precision
+from scapedist.model.layers import Layers, SplitLayers, matrix_precision
 
 T = TypeVar("T")
 GIB = 2**30
@@ -84,7 +84,8 @@ class Field:
             pair = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
             weights[-1], biases[-1] = pair @ weights[-1], pair @ biases[-1]
         slope = self.decoder.negative_slope
-        self._layers = layers_of(weights[1:], biases[1:], slope, self.device, self.dtype)
+        kind = SplitLayers if self.dtype == "float16x3" else Layers
+        self._layers = kind(weights[1:], biases[1:], slope, self.device, self.dtype)
         self._exact, self._n_outputs = self._layers.exact, len(biases[-1])
         n_position_features = weights[0].shape[1] - self._n_latent_features()
         first = weights[0].to(self.device, self._exact)

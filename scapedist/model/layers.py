@@ -205,18 +205,6 @@ class SplitLayers(Layers):
         return x
 
 
-def layers_of(
-    weights: list[torch.Tensor],
-    biases: list[torch.Tensor],
-    slope: float,
-    device: str,
-    dtype: str,
-) -> Layers:
-    """Layers behind the first in a precision; parameters as of :class:`Layers`."""
-    kind = SplitLayers if dtype == "float16x3" else Layers
-    return kind(weights, biases, slope, device, dtype)
-
-
 @functools.cache
 def kernels_of(device: str) -> ModuleType | None:
     """The kernels' module, where a device can run them; None where torch alone does the same."""

@@ -21,7 +21,7 @@ from scapedist.analysis.passes import (
 from scapedist.backend import one_numpy_thread
 from scapedist.errors import InputError, RunError
 from scapedist.files.mrc import write_map
-from scapedist.plan import BLOCK_SHARE, ComponentsPlan, batches, kept_bytes, plan_components
+from scapedist.plan import ComponentsPlan, batches, kept_bytes, plan_components
 from scapedist.settings import BESIDE, PcaSettings
 from scapedist.stages.distances import StoredGram, eigenpairs, store_gram
 from scapedist.stages.stored_rows import StoredRows, forget_rows, stored_rows, volume_of
@@ -141,7 +141,8 @@ def find_components(
     store.write("sketch/coordinates", coordinates, ("volume", "component"))
     store.write("sketch/residual", residual, ("volume",))
     forget_rows()
-    workers.everywhere(forget_rows)
+    if not here:
+        workers.everywhere(forget_rows)
     _traverse(store, fitted, members)
     return {
         "components": r,
@@ -254,10 +255,7 @@ def _eigenpairs_by(
 
     def find(matrix: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         workers.everywhere(forget_rows)  # the matrix takes their place
-        if matrix.nbytes > BLOCK_SHARE * workers.budget_of_each().device_bytes:
-            return leading_eigenpairs(matrix, n)
-        found: tuple[np.ndarray, np.ndarray] = workers.call(eigenpairs, stored, n)
-        return found
+        return workers.call(eigenpairs, stored, n) or leading_eigenpairs(matrix, n)
 
     return find
 

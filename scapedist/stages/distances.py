@@ -110,6 +110,15 @@ class StoredGram:
     reader: Reader
     device: str
 
+    def held_whole(self) -> bool:
+        """Whether a GPU holds the matrix whole: up to a share of its free memory; the CPU never."""
+        if self.device == "cpu":
+            return False
+        from scapedist.model.field import free_bytes
+
+        n = self.reader.array("components/gram").shape[0]
+        return 8 * n * n <= BLOCK_SHARE * free_bytes(self.device)
+
     def read(self) -> Any:
         """The matrix (n, n) float64 on the device, to which it goes some rows at a time."""
         array = self.reader.array("components/gram")
@@ -132,8 +141,13 @@ class StoredGram:
         return product
 
 
-def eigenpairs(stored: StoredGram, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The n largest eigenvalues, descending, and eigenvectors of a stored Gram matrix."""
+def eigenpairs(stored: StoredGram, n: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The n largest eigenvalues, descending, and eigenvectors of a stored Gram matrix.
+
+    None where the GPU cannot hold the matrix.
+    """
+    if not stored.held_whole():
+        return None
     values, vectors = leading_eigenpairs(stored.read(), n)
     return backend.to_host(values), backend.to_host(vectors)
 
@@ -157,18 +171,10 @@ class StoredPoints:
             stored = StoredGram(self.reader, self.device)
             n = self.reader.array("components/gram").shape[0]
             to_device = partial(backend.to_device, device=self.device)
-            apply = stored.read().__matmul__ if self._has_room(n) else stored.apply
+            apply = stored.read().__matmul__ if stored.held_whole() else stored.apply
             return gram.isometric_coordinates(apply, n, to_device)
         found = self.reader.read("components/isometric")
         return backend.to_device(found.astype(np.float64), self.device)
-
-    def _has_room(self, n: int) -> bool:
-        """Whether a GPU can hold the whole Gram matrix beside the coordinates."""
-        if self.device == "cpu":
-            return False
-        from scapedist.model.field import free_bytes
-
-        return 8 * n * n <= BLOCK_SHARE * free_bytes(self.device)
 
 
 def link(source: StoredGram | np.ndarray, method: str) -> np.ndarray:

@@ -101,13 +101,12 @@ class Distributed(Serial):
 
     def _wait(self, wanted: int = 1) -> None:
         """Wait for the workers wanted, as long as their start allows; refuse where none comes."""
-        late = False
         try:
             self._client.wait_for_workers(max(wanted, 1), timeout=self._start.seconds)
         except TimeoutError:
-            late = True
-        if not self._count() and late:
-            raise self._gone()
+            if not self._count():
+                raise self._gone() from None
+        self._count()
 
     def _gone(self) -> ResourceError:
         return ResourceError(
@@ -168,18 +167,21 @@ class Distributed(Serial):
         common = client.scatter(shared, broadcast=True, hash=False)
         waiting = iter(list(tasks.items()))
         number: dict[str, int] = {}
+        held: set[Any] = set()
+        done = as_completed(with_results=True)
 
-        def more(n: int) -> list[Any]:
+        def send(n: int) -> None:
+            """Hand the next n tasks to the scheduler."""
             some = list(islice(waiting, n))
             futures = client.map(
                 _on_one_thread, [task for _, task in some], work=work, shared=common, pure=False
             )
             number.update(zip((f.key for f in futures), (i for i, _ in some), strict=True))
-            return list(futures)
+            held.update(futures)
+            done.update(futures)
 
         ahead = TASKS_AHEAD * self.n_workers
-        held = set(more(ahead))
-        done = as_completed(held, with_results=True)
+        send(ahead)
         watch = _Watch(self, held)
         try:
             for future, result in done:
@@ -187,9 +189,7 @@ class Distributed(Serial):
                 if len(held) <= ahead // 2:
                     self._count()
                     ahead = TASKS_AHEAD * self.n_workers
-                    fresh = more(max(ahead - len(held), 0))
-                    held.update(fresh)
-                    done.update(fresh)
+                    send(max(ahead - len(held), 0))
                 if isinstance(result, CancelledError):
                     if watch.abandoned:
                         raise self._gone()
@@ -199,9 +199,7 @@ class Distributed(Serial):
                     again = number.pop(future.key)
                     future.release()
                     waiting = chain([(again, tasks[again])], waiting)
-                    fresh = more(1)
-                    held.update(fresh)
-                    done.update(fresh)
+                    send(1)
                     continue
                 yield number.pop(future.key), result
                 future.release()
@@ -216,14 +214,14 @@ class Distributed(Serial):
 
     def _dismiss(self, broken: _Broken) -> None:
         """Let a worker go whose GPU answers no more; refuse where it was the last one."""
-        others = [address for address in self._client.nthreads() if address != broken.worker]
-        if not others:
+        there = self._client.nthreads()
+        if not there.keys() - {broken.worker}:
             raise ResourceError(
                 f"The GPU of the last worker, {broken.worker}, answers no more ({broken.why}). "
                 "Look at `nvidia-smi` on its machine, and give the same command again on another "
                 "GPU: what is complete is kept."
             )
-        if broken.worker in self._client.nthreads():
+        if broken.worker in there:
             self._client.retire_workers([broken.worker], close_workers=True, remove=True)
         self._count()
 

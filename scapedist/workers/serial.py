@@ -113,11 +113,7 @@ def _free_bytes(device: str) -> int:
 
 def attempt_call(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """The result of one call; where its memory does not suffice, an error that says so."""
-    return attempt(_spread, work, arguments)
-
-
-def _spread(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    return work(*arguments)
+    return attempt(lambda _, given: work(*given), None, arguments)
 
 
 def budget_of(memory_limit: int | None) -> Budget:

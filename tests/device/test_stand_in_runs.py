@@ -7,6 +7,7 @@ import cupy_stand_in
 import gpu_check
 import numpy as np
 import pytest
+import torch
 from cupy_stand_in import StandInGpu
 from random_model import copy_with_particles
 
@@ -98,6 +99,17 @@ def test_linkage_of_more_volumes_than_fit(few, tmp_path, pool, monkeypatch, kind
     pca = ("pca", {"components": 3, "solver": solver})
     steps = (SKETCH, WHOLE, ("mask", {}), pca, ("states", {"states": 3, "linkage": linkage}))
     compare(*both(few, tmp_path, pool, *steps))
+
+
+def test_a_gram_matrix_that_the_card_cannot_hold(few, tmp_path, pool, monkeypatch):
+    """This process, which has it in memory, finds its eigenpairs; Ward reads it in parts."""
+    ours, theirs = both(few, tmp_path, pool, SKETCH, WHOLE, ("mask", {}))
+    monkeypatch.setattr(states, "plan_linkage", lambda *_: LinkagePlan("vectors", 0, 0))
+    # the matrix of 30 volumes takes 7,200 bytes, more than the share of these
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10_000, 10_000))
+    for run, workers in ((ours, pool), (theirs, None)):
+        run.pca(workers, components=3).states(workers, states=3, linkage="ward")
+    compare(ours, theirs)
 
 
 def test_components_of_all_particles(few, tmp_path, pool):

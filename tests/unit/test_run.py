@@ -15,7 +15,7 @@ from scapedist.landscape import Run, analyze
 from scapedist.landscape.cost import cost_of_run
 from scapedist.landscape.decode import decode_to_maps
 from scapedist.landscape.verify import describe, verify
-from scapedist.workers import one_thread
+from scapedist.workers import one_thread, open_workers
 
 N, BOX, STATES = 24, 16, 5
 OPTIONS = {
@@ -306,3 +306,12 @@ def test_the_record_holds_what_made_the_run(finished):
         assert stage["seconds"] >= 0
     model = open_model(record["source"]["workdir"], 14)
     assert record["source"]["hashes"] == model.file_hashes()
+
+
+def test_a_second_s_work_starts_no_workers(adk_workdir, tmp_path):
+    """Components and states of few volumes are found sooner than workers start."""
+    run = Run.create(adk_workdir, 14, tmp_path / "run")
+    run.sketch(size=12, quality_groups=0).generate(box_size=8).mask()
+    with open_workers(2) as workers:
+        run.pca(workers, components=2).states(workers, states=2)
+        assert workers._starting is None
